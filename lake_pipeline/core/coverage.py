@@ -1,0 +1,168 @@
+"""Coverage: how much of each alert's window the candles fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lake_pipeline.core.buckets import compute_mint_bucket
+from lake_pipeline.core.candles import candle_keys, key_ts_ms
+from lake_pipeline.core.schemas import COVERAGE_SCHEMA
+from lake_pipeline.core.spec import RunSpec
+
+__all__ = ["MEASURES", "compute_coverage", "coverage_table", "kept_mask", "measure_windows"]
+
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# What is measured on the candles; all other columns of the table follow from these and the spec.
+MEASURES: Final = (
+    "available_pre",
+    "available_post",
+    "first_ts_ms",
+    "last_ts_ms",
+    "missing",
+    "gap_count",
+    "largest_gap",
+    "zero_volume",
+    "has_anchor",
+)
+
+
+def compute_coverage(alerts: pa.Table, candles: pa.Table, spec: RunSpec) -> pa.Table:
+    """Coverage of alerts by candles: one row per alert, in the order of `alerts` (COVERAGE_SCHEMA).
+
+    `alerts` needs `alert_id, mint, ts, caller`; `candles` needs `mint, ts, volume`, in any order but
+    unique on (mint, ts).
+    """
+    by_alert = alerts.column("mint").to_pylist()
+    index = {mint: position for position, mint in enumerate(sorted(set(by_alert), key=str.encode))}
+    mints = np.array([index.get(mint, -1) for mint in candles.column("mint").to_pylist()], dtype=np.int64)
+    ours = mints >= 0
+    keys = candle_keys(mints[ours], candles.column("ts").cast(pa.int64()).to_numpy()[ours])
+    order = np.argsort(keys)
+    interval_ms = spec.interval_s * 1000
+    measures = measure_windows(
+        keys[order],
+        (candles.column("volume").to_numpy()[ours] == 0)[order],
+        np.array([index[mint] for mint in by_alert], dtype=np.int64),
+        alerts.column("ts").cast(pa.int64()).to_numpy() // interval_ms * interval_ms,
+        spec,
+    )
+    return coverage_table(alerts, measures, spec)
+
+
+def measure_windows(
+    keys: Int64Array, zero_volume: BoolArray, mint: Int64Array, anchors: Int64Array, spec: RunSpec
+) -> dict[str, Int64Array]:
+    """MEASURES per alert, from candles given as sorted unique `candle_keys` and a zero-volume flag each.
+
+    `mint` and `anchors` (ms) describe the alerts, in any order; `has_anchor` is 0 or 1, and
+    `first_ts_ms` and `last_ts_ms` are 0 where the window holds no candle. `missing` counts the window's
+    empty candle slots; a gap is a longest run of empty slots, the window's edges included, so that the
+    lengths of all gaps add up to `missing`.
+    """
+    interval_ms = spec.interval_s * 1000
+    window = spec.pre + 1 + spec.post
+    starts = anchors - spec.pre * interval_ms
+    first = np.searchsorted(keys, candle_keys(mint, starts))
+    middle = np.searchsorted(keys, candle_keys(mint, anchors))
+    end = np.searchsorted(keys, candle_keys(mint, starts + window * interval_ms))
+    some = end > first
+
+    ts = key_ts_ms(keys)
+    slot = ts // interval_ms
+    zeros_before = np.concatenate(([0], np.cumsum(zero_volume, dtype=np.int64)))
+    # step[i]: slots from candle i to candle i+1; 0 means both share a slot, more than 1 a gap between.
+    step = np.diff(slot, append=0)
+    filled_before = np.concatenate(([0], np.cumsum(step > 0)))
+    gaps_before = np.concatenate(([0], np.cumsum(step > 1)))
+
+    measures = {name: np.zeros(len(anchors), dtype=np.int64) for name in MEASURES}
+    measures["available_pre"] = middle - first
+    measures["available_post"] = end - middle
+    measures["zero_volume"] = zeros_before[end] - zeros_before[first]
+    measures["missing"][:] = window
+    measures["gap_count"][:] = 1
+    measures["largest_gap"][:] = window
+    if some.any():
+        lo, hi = first[some], end[some] - 1
+        start_slot = starts[some] // interval_ms
+        lead = slot[lo] - start_slot
+        trail = start_slot + window - 1 - slot[hi]
+        inner = np.zeros(len(lo), dtype=np.int64)
+        for row, (low, high) in enumerate(zip(lo.tolist(), hi.tolist(), strict=True)):
+            if high > low:
+                inner[row] = step[low:high].max() - 1
+        measures["first_ts_ms"][some] = ts[lo]
+        measures["last_ts_ms"][some] = ts[hi]
+        measures["missing"][some] = window - (filled_before[hi] - filled_before[lo] + 1)
+        measures["gap_count"][some] = gaps_before[hi] - gaps_before[lo] + (lead > 0) + (trail > 0)
+        measures["largest_gap"][some] = np.maximum(np.maximum(lead, trail), inner)
+        # The first candle at or after the anchor is in the anchor's slot, if any is.
+        at = np.minimum(middle[some], hi)
+        measures["has_anchor"][some] = slot[at] == anchors[some] // interval_ms
+    return measures
+
+
+def kept_mask(measures: Mapping[str, Int64Array], spec: RunSpec) -> BoolArray:
+    """Which alerts the run keeps: all of them, unless strict coverage drops those below the thresholds."""
+    pre, post = measures["available_pre"], measures["available_post"]
+    if not spec.strict_coverage:
+        return np.ones(len(pre), dtype=bool)
+    kept: BoolArray = (pre >= spec.required_pre) & (pre + post >= spec.required_total)
+    return kept
+
+
+def coverage_table(alerts: pa.Table, measures: Mapping[str, Int64Array], spec: RunSpec) -> pa.Table:
+    """The coverage table from the alerts and their MEASURES, row for row."""
+    interval_ms = spec.interval_s * 1000
+    anchors = alerts.column("ts").cast(pa.int64()).to_numpy() // interval_ms * interval_ms
+    pre, post = measures["available_pre"], measures["available_post"]
+    total = pre + post
+    empty = total == 0
+    kept = kept_mask(measures, spec)
+    complete = (pre >= spec.pre) & (total >= spec.pre + spec.post)
+    mints = alerts.column("mint").to_pylist()
+    return pa.table(
+        {
+            "alert_id": alerts.column("alert_id"),
+            "mint": alerts.column("mint"),
+            "caller": alerts.column("caller"),
+            "mint_bucket": [compute_mint_bucket(mint) for mint in mints],
+            "anchor_ts_ms": anchors,
+            "window_start_ms": anchors - spec.pre * interval_ms,
+            "window_end_ms": anchors + (spec.post + 1) * interval_ms,
+            "available_pre": pre,
+            "available_post": post,
+            "available_total": total,
+            "expected_total": np.full(len(anchors), spec.pre + 1 + spec.post),
+            "first_ts_ms": pa.array(measures["first_ts_ms"], mask=empty),
+            "last_ts_ms": pa.array(measures["last_ts_ms"], mask=empty),
+            "missing": measures["missing"],
+            "gap_count": measures["gap_count"],
+            "largest_gap": measures["largest_gap"],
+            "zero_volume": measures["zero_volume"],
+            "has_anchor": measures["has_anchor"].astype(bool),
+            "status": np.where(empty, "insufficient", np.where(complete, "complete", "partial")).tolist(),
+            "kept": kept,
+            "reason": [
+                None if keep else _drop_reason(int(alert_pre), int(alert_total), spec)
+                for keep, alert_pre, alert_total in zip(kept, pre, total, strict=True)
+            ],
+        },
+        schema=COVERAGE_SCHEMA,
+    )
+
+
+def _drop_reason(pre: int, total: int, spec: RunSpec) -> str:
+    reasons = []
+    if pre < spec.required_pre:
+        reasons.append(f"available_pre {pre} < min_required_pre {spec.required_pre}")
+    if total < spec.required_total:
+        reasons.append(f"available_total {total} < target_total {spec.required_total}")
+    return "; ".join(reasons)

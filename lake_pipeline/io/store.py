@@ -1,0 +1,315 @@
+"""Where bytes live: a folder, written so that a reader never sees a partial file under its final name.
+
+What belongs here: atomic create-only writes, locks, listings. What does not: any knowledge of runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+from lake_pipeline.core.manifest import Record
+from lake_pipeline.errors import AlreadyExists, ConfigError, StoreError
+
+__all__ = ["TEMPORARY_PREFIX", "LocalStore", "Sink", "Store", "StoredFile", "hash_file", "open_store"]
+
+# Names of files that are still being written. A crash leaves them behind; the seal removes them.
+TEMPORARY_PREFIX: Final = ".lake-tmp-"
+_READ_BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file: POSIX path relative to the store, size in bytes."""
+
+    path: str
+    size: int
+
+    @property
+    def temporary(self) -> bool:
+        """Whether this is an unfinished write."""
+        return self.path.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+
+
+class Sink(io.RawIOBase):
+    """A write-only stream that counts and hashes what passes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: object) -> int:
+        """Write all of a bytes-like object."""
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        self._file.write(view)
+        self._sha256.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what was written so far."""
+        return self._sha256.hexdigest()
+
+
+class Store(Protocol):
+    """Files under one root. Paths are POSIX, relative, and never leave the root.
+
+    Every method raises StoreError, saying what and where, when the medium fails.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where this is, for people and for Dagster's metadata."""
+
+    def sub(self, path: str) -> Store:
+        """The store rooted at a folder of this one."""
+
+    def exists(self, path: str) -> bool:
+        """Whether a file of this name is complete."""
+
+    def read(self, path: str) -> bytes:
+        """All of a file."""
+
+    def open(self, path: str) -> BinaryIO:
+        """A file for random reads."""
+
+    def files(self, path: str = "") -> list[StoredFile]:
+        """Every file below a folder, temporary ones included, sorted by path as bytes."""
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders directly below a folder, sorted."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a new file; AlreadyExists if there is one, which then stays as it is."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file in place of any that is there. Never for anything sealed."""
+
+    def writer(self, path: str) -> contextlib.AbstractContextManager[Sink]:
+        """A stream into a new file that appears when the block ends without error.
+
+        A file that exists with the same bytes is success; with other bytes, AlreadyExists.
+        """
+
+    def delete(self, path: str) -> None:
+        """Remove a file that is there."""
+
+    def lock(self, *, exclusive: bool) -> contextlib.AbstractContextManager[None]:
+        """Hold the root against other processes and threads; waits until it is free."""
+
+
+def open_store(data_root: str) -> LocalStore:
+    """The store of a data root. Raises ConfigError for a URL no store is known for."""
+    if "://" in data_root:
+        raise ConfigError(
+            f"data_root {data_root!r} is a URL; this version keeps lakes in local or mounted folders only"
+        )
+    return LocalStore(Path(data_root))
+
+
+def hash_file(store: Store, path: str) -> Record:
+    """Path, SHA-256 and size of a file, read in blocks."""
+    digest = hashlib.sha256()
+    size = 0
+    with store.open(path) as file:
+        while block := file.read(_READ_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return Record(path=path, sha256=digest.hexdigest(), bytes=size)
+
+
+class LocalStore:
+    """A folder of a local or mounted file system.
+
+    A file is written under a temporary name in its final folder, synced, and given its name by a hard
+    link, which fails where the name is taken; then the folder is synced.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return str(self.root.absolute())
+
+    def sub(self, path: str) -> LocalStore:
+        """The store of a folder below."""
+        return LocalStore(self._path(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file of this name."""
+        return self._path(path).is_file()
+
+    def read(self, path: str) -> bytes:
+        """All of a file."""
+        with _explained("read", self._path(path)):
+            return self._path(path).read_bytes()
+
+    def open(self, path: str) -> BinaryIO:
+        """A file for random reads."""
+        with _explained("read", self._path(path)):
+            return self._path(path).open("rb")
+
+    def files(self, path: str = "") -> list[StoredFile]:
+        """Every file below a folder, symbolic links included as they are."""
+        found = []
+        with _explained("list", self._path(path)):
+            for folder, _, names in os.walk(self._path(path), onerror=_raise_unless_missing):
+                for name in names:
+                    full = Path(folder, name)
+                    with contextlib.suppress(FileNotFoundError):  # gone between listing and looking
+                        found.append(StoredFile(full.relative_to(self.root).as_posix(), full.lstat().st_size))
+        return sorted(found, key=lambda file: os.fsencode(file.path))
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders directly below."""
+        with _explained("list", self._path(path)):
+            try:
+                with os.scandir(self._path(path)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
+            except FileNotFoundError:
+                return []
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a new file, create-only."""
+        with self._temporary(path) as (file, temporary):
+            file.write(data)
+            self._publish(file, temporary, path)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file in place of any that is there."""
+        with self._temporary(path) as (file, temporary):
+            file.write(data)
+            _sync(file)
+            temporary.rename(self._path(path))
+            _sync_folder(temporary.parent)
+
+    @contextlib.contextmanager
+    def writer(self, path: str) -> Iterator[Sink]:
+        """A stream into a new file."""
+        with self._temporary(path) as (file, temporary):
+            sink = Sink(file)
+            yield sink
+            try:
+                self._publish(file, temporary, path)
+            except AlreadyExists:
+                present = hash_file(self, path)
+                if (present.sha256, present.bytes) != (sink.sha256, sink.tell()):
+                    raise
+
+    def delete(self, path: str) -> None:
+        """Remove a file."""
+        with _explained("delete", self._path(path)):
+            self._path(path).unlink(missing_ok=True)
+            _sync_folder(self._path(path).parent)
+
+    @contextlib.contextmanager
+    def lock(self, *, exclusive: bool) -> Iterator[None]:
+        """Lock the root folder itself, so that no lock file is left in it."""
+        with _explained("lock", self.root):
+            descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _path(self, path: str) -> Path:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise StoreError(f"path {path!r} leaves the folder {self.root}")
+        return self.root / path
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str) -> Iterator[tuple[BinaryIO, Path]]:
+        """An open temporary file beside `path`, removed at the end if it still has that name."""
+        final = self._path(path)
+        temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+        with _explained("write", final):
+            _make_folder(final.parent)
+            try:
+                with temporary.open("xb") as file:
+                    yield file, temporary
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
+    def _publish(self, file: BinaryIO, temporary: Path, path: str) -> None:
+        _sync(file)
+        try:
+            os.link(temporary, self._path(path))
+        except FileExistsError:
+            raise AlreadyExists(f"{self._path(path)} exists already and is not replaced") from None
+        _sync_folder(temporary.parent)
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents durably: each new one is synced into its parent."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of a folder", str(folder))
+    _sync_folder(folder.parent)
+
+
+_ADVICE: Final = {
+    errno.ENOSPC: "the disk is full: free some space and run again, what is committed stays",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again, what is committed stays",
+    errno.EROFS: "the file system is read-only: choose another data_root or remount it",
+    errno.EACCES: "permission denied: check the owner and mode of the folder",
+    errno.EPERM: "not permitted: check the owner of the folder, and that its file system has hard links",
+    errno.ENOTSUP: "not supported here: the lake needs a file system with hard links",
+    errno.ENOENT: "there is no such file",
+    errno.EIO: "the disk reported an I/O error: check it before trusting anything on it",
+}
+
+
+@contextlib.contextmanager
+def _explained(action: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreError that says what, where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        raise StoreError(f"cannot {action} {path}: {advice}") from error
