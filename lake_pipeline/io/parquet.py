@@ -124,25 +124,21 @@ class SliceWriter:
         self._pending.append(table)
         self._pending_rows += table.num_rows
         while self._pending_rows:
-            if self._is_full():
+            rows = self._group_rows
+            if self._size() >= self._target * _OVERSHOOT:
+                self._close_part()
+            elif self._size() >= self._target:
                 boundary = self._rows_of_last_mint()
-                if boundary < self._pending_rows:
-                    if boundary:
-                        self._emit(self._take(boundary))
+                if boundary == 0:
                     self._close_part()
-                    continue
-                if self._size() >= self._target * _OVERSHOOT:
-                    self._close_part()
-                    continue
-            if self._pending_rows < self._group_rows:
+                elif boundary < self._pending_rows:
+                    rows = min(boundary, self._group_rows)
+            if self._pending_rows < rows:
                 return
-            self._emit(self._take(self._group_rows))
+            self._emit(self._take(rows))
 
     def _size(self) -> int:
         return self._sink.tell() if self._sink else 0
-
-    def _is_full(self) -> bool:
-        return self._size() >= self._target
 
     def _take(self, rows: int) -> pa.Table:
         """The first pending rows, in one chunk: chunks would show in the encoded pages."""

@@ -1,0 +1,345 @@
+"""ClickHouse by `clickhouse_connect`: an HTTP(S) server, or the embedded engine (chDB) in this process.
+
+What belongs here: connecting, describing, reading, retrying, and saying clearly what went wrong. The SQL
+itself is in `io.queries`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lake_pipeline.core.candles import VALUE_COLUMNS, CandleBlock, candle_keys
+from lake_pipeline.errors import ConfigError, EngineBusy, SourceError, SourceUnavailable
+from lake_pipeline.io.queries import VERSION_COLUMNS, CandleTable, needs_unit_probe, resolve_columns, slice_query
+from lake_pipeline.io.source import SliceRequest
+
+__all__ = ["ClickHouseSource", "SourceConfig", "quote_table"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TABLE: Final = "ohlcv_candles"
+_RETRY_WAITS_S: Final = (0.5, 2.0, 8.0)
+# What ClickHouse calls conditions that pass by themselves.
+_TRANSIENT_CODES: Final = frozenset(
+    {
+        159,  # TIMEOUT_EXCEEDED
+        202,  # TOO_MANY_SIMULTANEOUS_QUERIES
+        203,  # NO_FREE_CONNECTION
+        209,  # SOCKET_TIMEOUT
+        210,  # NETWORK_ERROR
+        241,  # MEMORY_LIMIT_EXCEEDED, most often by the neighbours
+        279,  # ALL_CONNECTION_TRIES_FAILED
+        319,  # UNKNOWN_STATUS_OF_INSERT
+        394,  # QUERY_WAS_CANCELLED
+        439,  # CANNOT_SCHEDULE_TASK
+        999,  # KEEPER_EXCEPTION
+    }
+)
+_ADVICE: Final[Mapping[int, str]] = {
+    60: "the table does not exist: create and fill it with `lake load-candles FILE...`, or set candle_source.table",
+    81: "the database does not exist: set candle_source.database or CLICKHOUSE_DATABASE",
+    192: "unknown user: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+    193: "wrong password: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+    497: "the user may not read this: grant SELECT on the candle table",
+    516: "authentication failed: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+}
+# One thread per query: the export runs several queries at once. Windows are literals, so the text is long.
+_SETTINGS: Final[dict[str, Any]] = {"max_threads": 1, "max_query_size": 1 << 28, "session_timezone": "UTC"}
+_SOME_MILLISECONDS: Final = 100_000_000_000
+_RANK_OF_NULL: Final = np.iinfo(np.int64).min
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the candles are. With neither `dsn` nor `host`, the embedded engine under `embedded_path`.
+
+    `columns` maps roles (`token_address`, `timestamp`, `open` ...) to the table's own names.
+    """
+
+    embedded_path: str
+    dsn: str | None = field(default=None, repr=False)
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    database: str | None = None
+    table: str = DEFAULT_TABLE
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_environment(
+        cls,
+        environment: Mapping[str, str],
+        embedded_path: str,
+        *,
+        dsn: str | None = None,
+        database: str | None = None,
+        table: str | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> SourceConfig:
+        """Settings given here, completed by CLICKHOUSE_DSN, _HOST, _PORT, _USER, _PASSWORD, _DATABASE.
+
+        Raises ConfigError for a `dsn` argument that carries a password: configuration is stored and shown
+        by Dagster, so secrets come from the environment only.
+        """
+        if dsn and urlsplit(dsn).password:
+            raise ConfigError(
+                "candle_source.dsn holds a password, and run configuration is stored in the clear: "
+                "move it to CLICKHOUSE_PASSWORD, or the whole DSN to CLICKHOUSE_DSN"
+            )
+        port = environment.get("CLICKHOUSE_PORT") or None
+        if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+            raise ConfigError(f"CLICKHOUSE_PORT {port!r} is not a port number")
+        return cls(
+            embedded_path=embedded_path,
+            dsn=dsn or environment.get("CLICKHOUSE_DSN") or None,
+            host=environment.get("CLICKHOUSE_HOST") or None,
+            port=int(port) if port else None,
+            user=environment.get("CLICKHOUSE_USER") or None,
+            password=environment.get("CLICKHOUSE_PASSWORD") or None,
+            database=database or environment.get("CLICKHOUSE_DATABASE") or None,
+            table=table or DEFAULT_TABLE,
+            columns=dict(columns or {}),
+        )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the engine in this process."""
+        return not (self.dsn or self.host)
+
+    @property
+    def location(self) -> str:
+        """For messages: where this is, without credentials."""
+        if self.embedded:
+            return f"the embedded engine at {self.embedded_path}"
+        parts = urlsplit(self.dsn or "")
+        host, port = self.host or parts.hostname or "localhost", self.port or parts.port
+        return f"ClickHouse at {host}{f':{port}' if port else ''}"
+
+
+def quote_table(database: str, table: str) -> str:
+    """Quoted `database.table`."""
+    return CandleTable(database, table, {}, {}).qualified
+
+
+class ClickHouseSource:
+    """A candle table in ClickHouse; see `io.source.CandleSource`. A context manager: leaving it closes it."""
+
+    def __init__(self, config: SourceConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.config = config
+        self._sleep = sleep
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self._table: CandleTable | None = None
+        self._lock = Lock()
+
+    def __enter__(self) -> ClickHouseSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back all connections; the embedded engine shuts down with its last one."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+    def identity(self) -> dict[str, Any]:
+        """Database, table and the columns in use."""
+        table = self.table()
+        return {"database": table.database, "table": table.table, "columns": dict(sorted(table.columns.items()))}
+
+    def table(self) -> CandleTable:
+        """The candle table as DESCRIBE TABLE shows it; asked once."""
+        with self._lock:
+            if self._table is None:
+                self._table = self.call("describe the candle table", self._describe)
+            return self._table
+
+    def read(self, request: SliceRequest) -> CandleBlock:
+        """Every row inside the request's windows."""
+        table = self.table()
+        query, parameters = slice_query(table, request)
+        rows = self.call(
+            f"read {len(request.mints)} mints",
+            lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
+        )
+        return _block(rows, 1000 if table.time_unit == "s" else 1)
+
+    def call(self, what: str, action: Callable[[Any], T]) -> T:
+        """Run `action` on a client of its own, again after a wait while the error is transient.
+
+        Raises SourceError or, after the last attempt, SourceUnavailable.
+        """
+        for attempt, wait_s in enumerate((*_RETRY_WAITS_S, None), start=1):
+            try:
+                with self._client() as client:
+                    return action(client)
+            except SourceUnavailable as error:
+                if wait_s is None:
+                    raise SourceUnavailable(f"{error} (tried {attempt} times)") from error
+                logger.warning("could not %s, attempt %d, next in %s s: %s", what, attempt, wait_s, error)
+                self._sleep(wait_s)
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
+        """A client nobody else uses meanwhile; one that failed is closed, not reused."""
+        try:
+            client = self._idle.get_nowait()
+        except Empty:
+            client = self._connect()
+        try:
+            with self._explained():
+                yield client
+        except BaseException:
+            with contextlib.suppress(Exception):
+                client.close()
+            raise
+        self._idle.put(client)
+
+    def _connect(self) -> Any:
+        import clickhouse_connect
+
+        config = self.config
+        with self._explained():
+            if config.embedded:
+                _require_chdb()
+                Path(config.embedded_path).mkdir(parents=True, exist_ok=True)
+                return clickhouse_connect.get_client(
+                    interface="chdb", path=config.embedded_path, database=config.database
+                )
+            return clickhouse_connect.get_client(
+                dsn=config.dsn,
+                host=config.host,
+                port=config.port or 0,
+                username=config.user,
+                password=config.password or "",
+                database=config.database,
+                client_name="lake-pipeline",
+            )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn the driver's errors into SourceError, with the place and what to do next."""
+        from clickhouse_connect.driver.exceptions import ClickHouseError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except (ClickHouseError, HTTPError, OSError, pa.ArrowInvalid) as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: Exception) -> SourceError:
+        text = str(error).strip()
+        if self.config.embedded and ("chdb engine" in text or "EmbeddedServer" in text):
+            return self._explain_engine(text)
+        code = getattr(error, "code", None)
+        if code in _ADVICE:
+            return SourceError(f"{self.config.location}: {_ADVICE[code]}. It said: {_first_line(text)}")
+        if code is not None and code not in _TRANSIENT_CODES:
+            return SourceError(f"{self.config.location} refused the query: {_first_line(text)}")
+        if self.config.embedded and code is None:
+            return SourceError(f"{self.config.location}: {_first_line(text)}")
+        return SourceUnavailable(
+            f"{self.config.location} did not answer: {_first_line(text)}. Check that the server runs and that "
+            "CLICKHOUSE_HOST and CLICKHOUSE_PORT are right"
+        )
+
+    def _explain_engine(self, text: str) -> SourceError:
+        path = self.config.embedded_path
+        if "already initialized with path" in text:
+            return EngineBusy(
+                f"this process has another embedded database open, so {path} cannot be opened: "
+                "one process, one database; use a process for each data root"
+            )
+        with contextlib.suppress(OSError):
+            status = Path(path, "status").read_text(errors="replace")
+            owner = re.search(r"PID: ([0-9]+)", status)
+            if owner and int(owner[1]) != os.getpid() and Path(f"/proc/{owner[1]}").exists():
+                return EngineBusy(
+                    f"the embedded database {path} is in use by process {owner[1]}, and it takes one process "
+                    "at a time: wait for that process, stop it, or use a ClickHouse server (CLICKHOUSE_HOST)"
+                )
+        return SourceError(f"cannot open the embedded database {path}: {_first_line(text)}")
+
+    def _describe(self, client: Any) -> CandleTable:
+        config = self.config
+        database = config.database or client.command("SELECT currentDatabase()")
+        qualified = quote_table(database, config.table)
+        described = {row[0]: row[1] for row in client.query(f"DESCRIBE TABLE {qualified}").result_rows}
+        where = f"table {database}.{config.table} of {config.location}"
+        columns, types = resolve_columns(where, described, config.columns)
+        table = CandleTable(database, config.table, columns, types)
+        if not needs_unit_probe(types):
+            return table
+        column = table.column("timestamp")
+        low, high = client.query(f"SELECT min({column}), max({column}) FROM {qualified} AS c").result_rows[0]  # noqa: S608
+        is_ms = (high or 0) >= _SOME_MILLISECONDS
+        if is_ms and 0 < low < _SOME_MILLISECONDS:
+            raise SourceError(
+                f"{where}: integer timestamps run from {low} to {high}, which mixes seconds and milliseconds; "
+                "convert the column or remove the wrong rows"
+            )
+        return CandleTable(database, config.table, columns, types, "ms" if is_ms else "s")
+
+
+def _first_line(text: str) -> str:
+    line = text.splitlines()[0] if text else "no message"
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _require_chdb() -> None:
+    try:
+        import chdb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "the embedded engine is not installed: pip install 'lake-pipeline[embedded]', "
+            "or set CLICKHOUSE_HOST to use a server"
+        ) from error
+
+
+def _block(rows: pa.Table, unit_ms: int) -> CandleBlock:
+    """Arrow columns as the arrays the core works on."""
+
+    def numbers(name: str, dtype: npt.DTypeLike) -> Any:
+        return rows.column(name).to_numpy().astype(dtype, copy=False)
+
+    versions = tuple(_version_rank(rows.column(role)) for role in VERSION_COLUMNS if role in rows.column_names)
+    source = None
+    if "source" in rows.column_names:
+        source = pa.concat_arrays([pa.array([], pa.string()), *rows.column("source").cast(pa.string()).chunks])
+    return CandleBlock(
+        keys=candle_keys(numbers("m", np.int64), numbers("t", np.int64) * unit_ms),
+        values={name: numbers(name, np.float64) for name in VALUE_COLUMNS},
+        source=source,
+        versions=versions,
+    )
+
+
+def _version_rank(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Integers that sort like the versions; null and NaN are the smallest."""
+    if pa.types.is_floating(column.type):
+        values = column.to_numpy().astype(np.float64)
+        bits = np.ascontiguousarray(values).view(np.int64)
+        ranks = bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF))
+        return np.where(np.isnan(values), _RANK_OF_NULL, ranks)
+    filled: npt.NDArray[np.int64] = column.fill_null(_RANK_OF_NULL).to_numpy()
+    return filled

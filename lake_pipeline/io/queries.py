@@ -1,0 +1,244 @@
+"""The SQL this package sends, and how a candle table's columns are understood.
+
+Identifiers are quoted and values bound or quoted by the driver's own functions; no quoting of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from clickhouse_connect.driver.binding import format_query_value, quote_identifier
+
+from lake_pipeline.core.candles import VALUE_COLUMNS
+from lake_pipeline.core.chains import chain_spellings
+from lake_pipeline.errors import ConfigError, SourceError
+from lake_pipeline.io.source import SliceRequest
+
+__all__ = [
+    "CREATE_CANDLES",
+    "OPTIONAL_COLUMNS",
+    "REQUIRED_COLUMNS",
+    "VERSION_COLUMNS",
+    "CandleTable",
+    "needs_unit_probe",
+    "resolve_columns",
+    "slice_query",
+]
+
+REQUIRED_COLUMNS: Final = ("token_address", "timestamp", *VALUE_COLUMNS)
+VERSION_COLUMNS: Final = ("quality_score", "ingested_at")
+OPTIONAL_COLUMNS: Final = ("chain", "interval_seconds", *VERSION_COLUMNS, "source")
+# Names that are looked for when the mapping does not say, besides the role's own.
+_OTHER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {"interval_seconds": ("interval",)}
+
+_UNSIGNED_32_END: Final = 2**32 - 1
+_WRAPPER = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)", re.ASCII)
+_DATETIME64 = re.compile(r"DateTime64\(([0-9])(?:,.*)?\)", re.ASCII)
+_INTEGER = re.compile(r"U?Int(8|16|32|64)", re.ASCII)
+_NUMERIC = re.compile(r"(?:U?Int[0-9]+|Float(?:32|64)|BFloat16|Decimal(?:[0-9]*)\(.*\))", re.ASCII)
+
+# The table `lake load-candles` creates. Keyed so that one mint's candles of one interval lie together.
+CREATE_CANDLES: Final = """
+CREATE TABLE IF NOT EXISTS {table} (
+    token_address String,
+    chain LowCardinality(String),
+    timestamp DateTime64(3, 'UTC'),
+    interval_seconds UInt32,
+    open Float64,
+    high Float64,
+    low Float64,
+    close Float64,
+    volume Float64,
+    source LowCardinality(String),
+    quality_score Int32 DEFAULT 0,
+    ingested_at DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC')
+)
+ENGINE = ReplacingMergeTree(ingested_at)
+PARTITION BY toYYYYMM(timestamp)
+ORDER BY (token_address, chain, interval_seconds, timestamp)
+"""
+
+TimeUnit = Literal["s", "ms"]
+
+
+@dataclass(frozen=True)
+class CandleTable:
+    """A candle table as it was found: role -> column name and ClickHouse type.
+
+    `integer_unit` says what an integer timestamp counts; None where the column is a DateTime.
+    """
+
+    database: str
+    table: str
+    columns: Mapping[str, str]
+    types: Mapping[str, str]
+    integer_unit: TimeUnit | None = None
+
+    @property
+    def qualified(self) -> str:
+        """Quoted `database.table`."""
+        return f"{quote_identifier(self.database)}.{quote_identifier(self.table)}"
+
+    def column(self, role: str) -> str:
+        """The quoted column of a role, as column of `c`."""
+        return f"c.{quote_identifier(self.columns[role])}"
+
+    @property
+    def time_unit(self) -> TimeUnit:
+        """What `time_expression` counts."""
+        if self.integer_unit:
+            return self.integer_unit
+        return "s" if _bare(self.types["timestamp"]).partition("(")[0] == "DateTime" else "ms"
+
+    @property
+    def time_expression(self) -> str:
+        """The candle's epoch time as an integer: the instant, whatever zone column, server or process have."""
+        column = self.column("timestamp")
+        if self.types["timestamp"].startswith("Nullable"):
+            column = f"assumeNotNull({column})"  # slice_query's range has dropped the nulls
+        if self.integer_unit:
+            return f"toInt64({column})"
+        return f"toUnixTimestamp({column})" if self.time_unit == "s" else f"toUnixTimestamp64Milli({column})"
+
+    def time_literal(self, ts_ms: int, *, up: bool) -> str:
+        """A bound on the timestamp column itself, so that its index and partitions prune."""
+        seconds = -(-ts_ms // 1000) if up else ts_ms // 1000
+        if self.integer_unit:
+            return str(seconds if self.integer_unit == "s" else ts_ms)
+        if self.time_unit == "s":
+            return f"toDateTime({min(max(seconds, 0), _UNSIGNED_32_END)}, 'UTC')"
+        return f"fromUnixTimestamp64Milli(toInt64({ts_ms}), 'UTC')"
+
+
+def resolve_columns(
+    where: str, described: Mapping[str, str], mapping: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(role -> column, role -> type) from DESCRIBE TABLE's names and types and the configured mapping.
+
+    Raises ConfigError for a mapping of unknown roles, SourceError for missing columns or unusable types.
+    """
+    roles = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+    unknown = sorted(set(mapping) - set(roles))
+    if unknown:
+        raise ConfigError(f"columns: {', '.join(unknown)} is not a role; the roles are {', '.join(roles)}")
+    columns: dict[str, str] = {}
+    for role in roles:
+        names = [mapping[role]] if role in mapping else [role, *_OTHER_NAMES.get(role, ())]
+        found = next((name for name in names if name in described), None)
+        if found:
+            columns[role] = found
+        elif role in mapping or role in REQUIRED_COLUMNS:
+            raise SourceError(
+                f"{where} has no column {names[0]!r} (for {role}); it has {', '.join(sorted(described))}. "
+                f"Map the role to a column of the table with candle_source.columns, e.g. {{{role}: my_name}}"
+            )
+    types = {role: described[column] for role, column in columns.items()}
+    _check_types(where, columns, types)
+    return columns, types
+
+
+def _bare(type_: str) -> str:
+    """A type without Nullable and LowCardinality."""
+    while match := _WRAPPER.fullmatch(type_):
+        type_ = match[1]
+    return type_
+
+
+def _check_types(where: str, columns: Mapping[str, str], types: Mapping[str, str]) -> None:
+    def is_time(type_: str) -> bool:
+        return type_.partition("(")[0] == "DateTime" or bool(_DATETIME64.fullmatch(type_) or _INTEGER.fullmatch(type_))
+
+    def is_version(type_: str) -> bool:
+        return bool(_NUMERIC.fullmatch(type_)) or is_time(type_) or type_ in ("Date", "Date32")
+
+    def is_text(type_: str) -> bool:
+        return type_ == "String" or type_.startswith(("Enum", "FixedString"))
+
+    checks: dict[str, tuple[Any, str]] = {
+        "token_address": (lambda type_: type_ == "String", "String"),
+        "timestamp": (is_time, "DateTime, DateTime64 or an integer"),
+        "chain": (is_text, "String"),
+        "interval_seconds": (lambda type_: bool(_INTEGER.fullmatch(type_)), "an integer, in seconds"),
+        "source": (is_text, "String"),
+        **dict.fromkeys(VERSION_COLUMNS, (is_version, "a number or a time")),
+        **dict.fromkeys(VALUE_COLUMNS, (_NUMERIC.fullmatch, "a number")),
+    }
+    for role, type_ in types.items():
+        accepts, wanted = checks[role]
+        if not accepts(_bare(type_)):
+            raise SourceError(
+                f"{where} column {columns[role]!r} is {type_}; {role} must be {wanted}. "
+                "Map the role to another column with candle_source.columns"
+            )
+
+
+def needs_unit_probe(types: Mapping[str, str]) -> bool:
+    """Whether the timestamp is an integer, whose unit only its values can tell."""
+    return bool(_INTEGER.fullmatch(_bare(types["timestamp"])))
+
+
+def version_expression(table: CandleTable, role: str) -> str:
+    """A version column as a number that sorts like it."""
+    column, type_ = table.column(role), _bare(table.types[role])
+    if type_.partition("(")[0] == "DateTime":
+        return f"toInt64(toUnixTimestamp({column}))"
+    if _DATETIME64.fullmatch(type_):
+        return f"toUnixTimestamp64Nano(toDateTime64({column}, 9, 'UTC'))"
+    if type_ in ("Date", "Date32"):
+        return f"toInt64(toInt32({column}))"
+    return f"toInt64({column})" if _INTEGER.fullmatch(type_) else f"toFloat64({column})"
+
+
+def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, Any]]:
+    """The query of one slice and its bound parameters.
+
+    Each row carries `m`, the request's mint index, instead of the mint itself, and `t` in the table's
+    time unit. The windows, disjoint per mint, are matched by an ASOF join on (mint, start): one probe
+    per candle however many windows there are.
+    """
+    unit_ms = 1000 if table.time_unit == "s" else 1
+    # Bounds in the column's unit, rounded up: a candle at t is inside [start, end) for these as well.
+    starts, ends = -(-request.starts // unit_ms), -(-request.ends // unit_ms)
+    if table.time_unit == "s" and not table.integer_unit:
+        starts, ends = np.clip(starts, 0, _UNSIGNED_32_END), np.clip(ends, 0, _UNSIGNED_32_END)
+        cast = "UInt32"
+    else:
+        cast = "Int64"
+    tokens = format_query_value([request.mints[index] for index in request.mint])
+    selected = ["w.m AS m", f"{table.time_expression} AS t"]
+    for name in VALUE_COLUMNS:
+        column = table.column(name)
+        selected.append(f"{column if _bare(table.types[name]) == 'Float64' else f'toFloat64({column})'} AS {name}")
+    selected += [f"{version_expression(table, role)} AS {role}" for role in VERSION_COLUMNS if role in table.columns]
+    if "source" in table.columns:
+        selected.append(f"toString({table.column('source')}) AS source")
+    where = [
+        f"{table.column('token_address')} IN {_in_list(request.mints)}",
+        f"{table.column('timestamp')} >= {table.time_literal(int(request.starts.min()), up=True)}",
+        f"{table.column('timestamp')} < {table.time_literal(int(request.ends.max()), up=True)}",
+        f"{table.time_expression} < w.e",
+    ]
+    parameters: dict[str, Any] = {}
+    if "chain" in table.columns:
+        where.append(f"{table.column('chain')} IN {{chains:Array(String)}}")
+        parameters["chains"] = chain_spellings(request.spec.chain)
+    if "interval_seconds" in table.columns:
+        where.append(f"{table.column('interval_seconds')} = {{interval:UInt32}}")
+        parameters["interval"] = request.spec.interval_s
+    query = (
+        f"SELECT {', '.join(selected)} FROM {table.qualified} AS c "
+        "ASOF INNER JOIN (SELECT x.1 AS k, x.2 AS m, x.3 AS s, x.4 AS e FROM (SELECT arrayJoin(arrayZip("
+        f"{tokens}, CAST({request.mint.tolist()} AS Array(UInt32)), "
+        f"CAST({starts.tolist()} AS Array({cast})), CAST({ends.tolist()} AS Array({cast})))) AS x)) AS w "
+        f"ON {table.column('token_address')} = w.k AND {table.time_expression} >= w.s "
+        f"WHERE {' AND '.join(where)}"
+    )
+    return query, parameters
+
+
+def _in_list(values: Sequence[str]) -> str:
+    return str(format_query_value(tuple(values)))

@@ -1,0 +1,58 @@
+"""What the export asks of a candle source, whatever engine answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lake_pipeline.core.candles import CandleBlock
+from lake_pipeline.core.plan import Plan
+from lake_pipeline.core.spec import RunSpec
+
+__all__ = ["CandleSource", "SliceRequest"]
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SliceRequest:
+    """The windows of some mints: window i belongs to `mints[mint[i]]` and is `[starts[i], ends[i])` ms."""
+
+    spec: RunSpec
+    mints: Sequence[str]
+    mint: Int64Array
+    starts: Int64Array
+    ends: Int64Array
+
+    @classmethod
+    def of(cls, plan: Plan, indices: Sequence[int]) -> SliceRequest:
+        """The request for the plan's mints of these indices, in this order."""
+        bounds = [slice(plan.window_offsets[index], plan.window_offsets[index + 1]) for index in indices]
+        return cls(
+            spec=plan.spec,
+            mints=[plan.mints[index] for index in indices],
+            mint=np.repeat(np.arange(len(indices)), [bound.stop - bound.start for bound in bounds]),
+            starts=np.concatenate([plan.starts[bound] for bound in bounds]),
+            ends=np.concatenate([plan.ends[bound] for bound in bounds]),
+        )
+
+
+class CandleSource(Protocol):
+    """A table of candles. Safe to use from several threads at once."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the run's fingerprint says of this source: database, table and columns; no host, no secret."""
+
+    def read(self, request: SliceRequest) -> CandleBlock:
+        """Every row inside the request's windows, duplicates included, in any order.
+
+        Keys are over the request's own mint indices. Raises SourceError; SourceUnavailable only after
+        retries with backoff.
+        """
+
+    def close(self) -> None:
+        """Give back all connections."""
