@@ -61,7 +61,7 @@ class RawAlerts:
     @property
     def rows(self) -> int:
         """All rows that came in."""
-        return self.table.num_rows + len(self.unreadable)
+        return int(self.table.num_rows) + len(self.unreadable)
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,11 @@ def normalise_alerts(raw: RawAlerts, spec: RunSpec) -> NormalisedAlerts:
     from_ms, to_ms = spec.range_ms
     usable = [row for row in range(raw.table.num_rows) if row not in reasons]
     kept = [
-        row
-        for row in usable
-        if (from_ms is None or ts_ms[row] >= from_ms) and (to_ms is None or ts_ms[row] < to_ms)
+        row for row in usable if (from_ms is None or ts_ms[row] >= from_ms) and (to_ms is None or ts_ms[row] < to_ms)
     ]
     ids = _alert_ids(usable, _stripped(text["alert_id"]), mints, ts_ms, callers, chains, raw.row_numbers)
-    rejected = [
-        {"row_number": raw.row_numbers[row], "reason": reason}
-        | {role: text[role][row].as_py() for role in _ROLES}
+    rejected: list[dict[str, Any]] = [
+        {"row_number": raw.row_numbers[row], "reason": reason} | {role: text[role][row].as_py() for role in _ROLES}
         for row, reason in reasons.items()
     ]
     rejected += [
@@ -217,7 +214,7 @@ def _parse_times(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, dict[i
 
 
 def _is_ns(type_: pa.DataType) -> bool:
-    return pa.types.is_timestamp(type_) and type_.unit == "ns"
+    return bool(pa.types.is_timestamp(type_) and type_.unit == "ns")
 
 
 def _number_to_ms(value: Any, is_ms: bool) -> int | None:
@@ -299,4 +296,3 @@ def _nothing_left(rows: int, usable: int, rejected: Sequence[Mapping[str, Any]],
     reasons = Counter(str(row["reason"]) for row in rejected)
     top = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
     return f"all {rows} alerts were rejected: {top}. Nothing is left to export"
-

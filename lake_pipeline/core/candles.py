@@ -21,6 +21,7 @@ __all__ = [
     "CandleBlock",
     "Reconciled",
     "candle_keys",
+    "float_rank",
     "key_mint",
     "key_ts_ms",
     "reconcile",
@@ -134,7 +135,7 @@ def _survivors(block: CandleBlock) -> Int64Array | None:
     # Total order: versions, then every value, then the source; the largest row wins. Least key first.
     ranks = [
         *(version[contested] for version in block.versions),
-        *(_total_order(block.values[name][contested]) for name in VALUE_COLUMNS),
+        *(float_rank(block.values[name][contested]) for name in VALUE_COLUMNS),
     ]
     if block.source is not None:
         ranks.append(_text_rank(block.source.take(pa.array(contested))))
@@ -146,7 +147,7 @@ def _survivors(block: CandleBlock) -> Int64Array | None:
     return survivors
 
 
-def _total_order(values: Float64Array) -> Int64Array:
+def float_rank(values: Float64Array) -> Int64Array:
     """Integers that sort like the floats, with -0.0 before 0.0 and every NaN in its place by its bits."""
     bits = np.ascontiguousarray(values).view(np.int64)
     return bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF))
@@ -155,7 +156,9 @@ def _total_order(values: Float64Array) -> Int64Array:
 def _text_rank(column: pa.Array) -> Int64Array:
     """Integers that sort like the strings bytewise; null is the smallest."""
     values = column.to_pylist()
-    rank = {text: position for position, text in enumerate(sorted({v for v in values if v is not None}, key=str.encode))}
+    rank = {
+        text: position for position, text in enumerate(sorted({v for v in values if v is not None}, key=str.encode))
+    }
     return np.array([-1 if value is None else rank[value] for value in values], dtype=np.int64)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["canonical_json", "root_hash", "sha256_hex", "table_digest"]
+__all__ = ["canonical_json", "checksum_lines", "root_hash", "sha256_hex", "table_digest"]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -25,13 +25,14 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def root_hash(files: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over `<sha256>  <path>\\n` lines of (path, sha256) pairs, sorted by path as bytes.
+def checksum_lines(files: Iterable[tuple[str, str]]) -> str:
+    """`<sha256>  <path>\\n` lines of (path, sha256) pairs, sorted by path as bytes: what `sha256sum` prints."""
+    return "".join(f"{digest}  {path}\n" for path, digest in sorted(files, key=lambda file: file[0].encode()))
 
-    The lines are those of SHA256SUMS, so `grep ... SHA256SUMS | sha256sum` computes the same root.
-    """
-    lines = [f"{digest}  {path}\n" for path, digest in sorted(files, key=lambda file: file[0].encode())]
-    return sha256_hex("".join(lines).encode())
+
+def root_hash(files: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over the `checksum_lines` of these files, so that `grep ... SHA256SUMS | sha256sum` computes it."""
+    return sha256_hex(checksum_lines(files).encode())
 
 
 def table_digest(table: pa.Table) -> str:

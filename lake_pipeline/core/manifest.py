@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
-from lake_pipeline.core.canonical import canonical_json, root_hash
+from lake_pipeline.core.canonical import canonical_json, checksum_lines, root_hash, sha256_hex
 from lake_pipeline.core.spec import LAKE_VERSION, RunSpec, run_fingerprint
 from lake_pipeline.errors import RunError
 
@@ -237,6 +237,13 @@ class Manifest(_Model):
             alerts_digest=digest,
             source=source,
         )
+
+    def checksums(self) -> bytes:
+        """SHA256SUMS: one line for every sealed file, this manifest and run.json included, by path."""
+        digests = {entry.path: entry.sha256 for entry in (*self.files, *self.records)}
+        digests["run.json"] = sha256_hex(self.run_record.to_bytes())
+        digests["manifest.json"] = sha256_hex(self.to_bytes())
+        return checksum_lines(digests.items()).encode()
 
     @property
     def total_rows(self) -> int:

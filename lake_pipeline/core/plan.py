@@ -49,10 +49,6 @@ class Plan:
     anchors: Int64Array
     max_rows: Int64Array
 
-    def mints_of(self, bucket: str) -> list[int]:
-        """Indices of the mints of a bucket, in order."""
-        return [index for index, of in enumerate(self.buckets) if of == bucket]
-
     def rows_by_bucket(self) -> dict[str, int]:
         """Upper bound of candles per bucket that has any alert."""
         bounds: dict[str, int] = {}

@@ -77,9 +77,7 @@ def floor_to_interval(ts_ms: int, interval_s: int) -> int:
     return ts_ms // interval_ms * interval_ms
 
 
-def compute_window_slice(
-    alert_ts_ms: int, interval_s: int, pre_candles: int, post_candles: int
-) -> Mapping[str, int]:
+def compute_window_slice(alert_ts_ms: int, interval_s: int, pre_candles: int, post_candles: int) -> Mapping[str, int]:
     """The window of one alert as `anchor_ts`, `start_ts`, `end_ts` in ms: `[start_ts, end_ts)`.
 
     It holds `pre_candles` candles before the anchor, the anchor candle and `post_candles` after it.

@@ -23,9 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lake_pipeline.core.candles import VALUE_COLUMNS, CandleBlock, candle_keys
+from lake_pipeline.core.candles import VALUE_COLUMNS, CandleBlock, candle_keys, float_rank
 from lake_pipeline.errors import ConfigError, EngineBusy, SourceError, SourceUnavailable
-from lake_pipeline.io.queries import VERSION_COLUMNS, CandleTable, needs_unit_probe, resolve_columns, slice_query
+from lake_pipeline.io.queries import (
+    VERSION_COLUMNS,
+    CandleTable,
+    needs_unit_probe,
+    resolve_columns,
+    slice_query,
+)
 from lake_pipeline.io.source import SliceRequest
 
 __all__ = ["ClickHouseSource", "SourceConfig", "quote_table"]
@@ -164,7 +170,11 @@ class ClickHouseSource:
     def identity(self) -> dict[str, Any]:
         """Database, table and the columns in use."""
         table = self.table()
-        return {"database": table.database, "table": table.table, "columns": dict(sorted(table.columns.items()))}
+        return {
+            "database": table.database,
+            "table": table.table,
+            "columns": dict(sorted(table.columns.items())),
+        }
 
     def table(self) -> CandleTable:
         """The candle table as DESCRIBE TABLE shows it; asked once."""
@@ -251,8 +261,8 @@ class ClickHouseSource:
         text = str(error).strip()
         if self.config.embedded and ("chdb engine" in text or "EmbeddedServer" in text):
             return self._explain_engine(text)
-        code = getattr(error, "code", None)
-        if code in _ADVICE:
+        code: int | None = getattr(error, "code", None)
+        if code is not None and code in _ADVICE:
             return SourceError(f"{self.config.location}: {_ADVICE[code]}. It said: {_first_line(text)}")
         if code is not None and code not in _TRANSIENT_CODES:
             return SourceError(f"{self.config.location} refused the query: {_first_line(text)}")
@@ -338,8 +348,6 @@ def _version_rank(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """Integers that sort like the versions; null and NaN are the smallest."""
     if pa.types.is_floating(column.type):
         values = column.to_numpy().astype(np.float64)
-        bits = np.ascontiguousarray(values).view(np.int64)
-        ranks = bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF))
-        return np.where(np.isnan(values), _RANK_OF_NULL, ranks)
+        return np.where(np.isnan(values), _RANK_OF_NULL, float_rank(values))
     filled: npt.NDArray[np.int64] = column.fill_null(_RANK_OF_NULL).to_numpy()
     return filled

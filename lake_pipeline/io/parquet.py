@@ -161,9 +161,7 @@ class SliceWriter:
         """Write one row group, opening a part if none is open."""
         if self._part is None:
             part = contextlib.ExitStack()
-            self._sink = part.enter_context(
-                self._store.writer(part_path(self._spec, self._bucket, len(self.files)))
-            )
+            self._sink = part.enter_context(self._store.writer(part_path(self._spec, self._bucket, len(self.files))))
             compression = self._spec.compression
             self._writer = part.enter_context(
                 pq.ParquetWriter(

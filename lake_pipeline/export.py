@@ -1,0 +1,496 @@
+"""The first half of a run as plain functions: identify it, snapshot its alerts, export its buckets.
+
+No Dagster: assets, the command line and notebooks call these. The second half is in `seal`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lake_pipeline.core.alerts import NormalisedAlerts, normalise_alerts
+from lake_pipeline.core.buckets import ALL_BUCKETS, format_buckets
+from lake_pipeline.core.candles import (
+    REJECT_REASONS,
+    CandleBlock,
+    candle_keys,
+    key_mint,
+    key_ts_ms,
+    reconcile,
+)
+from lake_pipeline.core.coverage import MEASURES, kept_mask, measure_windows
+from lake_pipeline.core.manifest import Ledger, Receipt, RunRecord
+from lake_pipeline.core.plan import BucketGroup, Plan, build_plan, group_buckets
+from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA, SLICE_SCHEMA
+from lake_pipeline.core.spec import RunSpec, check_run_id, derive_run_id, run_fingerprint
+from lake_pipeline.core.window import merge_windows
+from lake_pipeline.errors import (
+    AlreadyExists,
+    BucketsFailed,
+    ConfigError,
+    LakeError,
+    RunError,
+    RunSealed,
+    VerificationFailed,
+)
+from lake_pipeline.io import layout
+from lake_pipeline.io.alerts import read_alerts
+from lake_pipeline.io.parquet import SliceWriter, write_table
+from lake_pipeline.io.provenance import append_event
+from lake_pipeline.io.source import CandleSource, SliceRequest
+from lake_pipeline.io.store import Store
+from lake_pipeline.run import Run, load_run
+
+__all__ = [
+    "DEFAULT_MAX_ROWS_IN_FLIGHT",
+    "BucketResult",
+    "SnapshotResult",
+    "export_buckets",
+    "identify_run",
+    "load_alerts",
+    "snapshot_alerts",
+]
+
+logger = logging.getLogger(__name__)
+
+# Candles held in memory at once, some 60 bytes each.
+DEFAULT_MAX_ROWS_IN_FLIGHT: Final = 8_000_000
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SnapshotResult:
+    """What became of the alerts input. `rows_in == alerts + rejected + outside_range`."""
+
+    run_id: str
+    run_fingerprint: str
+    rows_in: int
+    alerts: int
+    rejected: int
+    outside_range: int
+    mints: int
+    callers: int
+    reasons: dict[str, int]
+    created: bool
+
+
+@dataclass(frozen=True)
+class BucketResult:
+    """One committed bucket; `skipped` if its receipt was there already. Bytes are those of slice files."""
+
+    bucket: str
+    mints: int
+    alerts: int
+    files: int
+    rows: int
+    bytes: int
+    ledger: Ledger
+    skipped: bool
+
+    @classmethod
+    def of(cls, receipt: Receipt, *, skipped: bool) -> BucketResult:
+        """The result that a receipt stands for."""
+        return cls(
+            bucket=receipt.mint_bucket,
+            mints=receipt.mints,
+            alerts=len(receipt.coverage["alert_id"]),
+            files=len(receipt.files),
+            rows=sum(file.rows for file in receipt.files),
+            bytes=sum(file.bytes for file in receipt.files),
+            ledger=receipt.ledger,
+            skipped=skipped,
+        )
+
+
+def load_alerts(spec: RunSpec, alerts: str, alerts_table: str | None = None) -> NormalisedAlerts:
+    """Read and normalise an alerts input: `.parquet`, `.csv` or a DuckDB file. Raises InputError."""
+    normalised = normalise_alerts(read_alerts(alerts, spec.range_ms, alerts_table), spec)
+    if normalised.rejected.num_rows:
+        logger.warning(
+            "%d of %d alerts rejected: %s",
+            normalised.rejected.num_rows,
+            normalised.rows_in,
+            "; ".join(f"{count} x {reason}" for reason, count in _reasons(normalised).most_common(5)),
+        )
+    return normalised
+
+
+def identify_run(spec: RunSpec, alerts: NormalisedAlerts, source: Mapping[str, Any], run_id: str | None) -> RunRecord:
+    """The identity of the run that these settings, alerts and source make; `run_id` derived if None."""
+    fingerprint = run_fingerprint(spec, alerts.digest, source)
+    return RunRecord(
+        run_id=derive_run_id(spec, fingerprint) if run_id is None else check_run_id(run_id),
+        run_fingerprint=fingerprint,
+        spec=spec.canonical(),
+        alerts_digest=alerts.digest,
+        source=dict(source),
+    )
+
+
+def snapshot_alerts(
+    lake: Store, record: RunRecord, alerts: NormalisedAlerts, details: Mapping[str, Any]
+) -> tuple[Run, SnapshotResult]:
+    """Create the run with its run.json and inputs; a run that exists must have the same identity.
+
+    `details` goes to provenance. Raises RunMismatch naming what differs.
+    """
+    store = lake.sub(layout.run_folder(record.run_id))
+    try:
+        store.create(layout.RUN_RECORD, record.to_bytes())
+        created = True
+    except AlreadyExists:
+        created = False
+    run = load_run(lake, record.run_id)
+    run.require_same(record)
+    if not run.sealed:
+        if not store.exists(layout.ALERTS):
+            write_table(store, layout.ALERTS, alerts.alerts)
+            if alerts.rejected.num_rows and not store.exists(layout.REJECTED_ALERTS):
+                write_table(store, layout.REJECTED_ALERTS, alerts.rejected)
+        with store.lock(exclusive=True):
+            append_event(store, "alerts", {**details, "rows_in": alerts.rows_in})
+    run.alerts()
+    return run, SnapshotResult(
+        run_id=record.run_id,
+        run_fingerprint=record.run_fingerprint,
+        rows_in=alerts.rows_in,
+        alerts=alerts.alerts.num_rows,
+        rejected=alerts.rejected.num_rows,
+        outside_range=alerts.outside_range,
+        mints=pc.count_distinct(alerts.alerts.column("mint")).as_py(),
+        callers=pc.count_distinct(alerts.alerts.column("caller")).as_py(),
+        reasons=dict(_reasons(alerts)),
+        created=created,
+    )
+
+
+def _reasons(alerts: NormalisedAlerts) -> Counter[str]:
+    return Counter(alerts.rejected.column("reason").to_pylist())
+
+
+def export_buckets(
+    run: Run,
+    source: CandleSource,
+    buckets: Sequence[str] = ALL_BUCKETS,
+    *,
+    threads: int = 2,
+    max_rows_in_flight: int = DEFAULT_MAX_ROWS_IN_FLIGHT,
+    details: Mapping[str, Any] | None = None,
+    on_bucket: Callable[[BucketResult], None] = lambda result: None,
+) -> list[BucketResult]:
+    """Export and commit buckets; those with a valid receipt are skipped. Returns results in bucket order.
+
+    `on_bucket` is called in this thread as each bucket is done. Raises BucketsFailed after all others are
+    committed, when some could not be.
+    """
+    _check_limits(buckets, threads, max_rows_in_flight)
+    started = time.monotonic()
+    alerts = run.alerts()
+    states = run.bucket_states(buckets, threads)
+    invalid = [state for state in states if state.receipt is None]
+    if invalid and run.sealed:
+        raise VerificationFailed(
+            f"run {run.run_id} is sealed, but {len(invalid)} of its buckets are not what was sealed",
+            [f"bucket {state.bucket}: {state.problem}" for state in invalid],
+        )
+    done: dict[str, BucketResult] = {}
+    failures: dict[str, LakeError] = {}
+    for state in states:
+        if state.receipt:
+            done[state.bucket] = BucketResult.of(state.receipt, skipped=True)
+            on_bucket(done[state.bucket])
+    todo = [state.bucket for state in invalid]
+    if todo:
+        exporter = _Exporter(run, source, build_plan(alerts, run.spec), alerts)
+        with ThreadPoolExecutor(threads, thread_name_prefix="lake-export") as pool:
+            for group in group_buckets(exporter.plan, todo, max_rows_in_flight):
+                for bucket, outcome in exporter.export_group(group, pool, threads, max_rows_in_flight):
+                    if isinstance(outcome, LakeError):
+                        failures[bucket] = outcome
+                    else:
+                        done[bucket] = outcome
+                        on_bucket(outcome)
+        with run.store.lock(exclusive=True):
+            if not run.sealed:
+                seconds = round(time.monotonic() - started, 3)
+                append_event(
+                    run.store,
+                    "candles",
+                    {**(details or {}), "buckets": len(todo), "failed": len(failures), "seconds": seconds}
+                    | {"threads": threads, "max_rows_in_flight": max_rows_in_flight},
+                )
+    if failures:
+        raise BucketsFailed(_failure_message(run, failures, len(done)), dict(sorted(failures.items())))
+    return [done[bucket] for bucket in buckets]
+
+
+def _check_limits(buckets: Sequence[str], threads: int, max_rows_in_flight: int) -> None:
+    unknown = [bucket for bucket in buckets if bucket not in ALL_BUCKETS]
+    if unknown:
+        raise ConfigError(f"{', '.join(map(repr, unknown[:5]))} is not a bucket: buckets are 00 to ff")
+    if not 1 <= threads <= 256:
+        raise ConfigError(f"threads {threads} is not between 1 and 256")
+    if max_rows_in_flight < 1:
+        raise ConfigError(f"max_rows_in_flight {max_rows_in_flight} must be at least 1")
+
+
+def _failure_message(run: Run, failures: Mapping[str, LakeError], done: int) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for bucket, error in sorted(failures.items()):
+        by_reason.setdefault(str(error), []).append(bucket)
+    reasons = "\n".join(f"  {format_buckets(names)}: {reason}" for reason, names in by_reason.items())
+    return (
+        f"run {run.run_id}: {len(failures)} of {len(failures) + done} buckets failed, {done} are committed:\n"
+        f"{reasons}\nRun again to export only what is missing"
+    )
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One bucket's share of one slice: candles in order, rejected ones, counts, and its alerts' measures."""
+
+    candles: pa.Table
+    rejected: pa.Table
+    ledger: Ledger
+    alert_rows: Int64Array
+    measures: dict[str, Int64Array]
+
+
+class _Exporter:
+    """Reads slices and commits buckets of one run."""
+
+    def __init__(self, run: Run, source: CandleSource, plan: Plan, alerts: pa.Table) -> None:
+        self.run = run
+        self.source = source
+        self.plan = plan
+        self.alert_ids = alerts.column("alert_id").to_pylist()
+        self.mint_counts = Counter(plan.buckets)
+
+    def export_group(
+        self, group: BucketGroup, pool: ThreadPoolExecutor, threads: int, max_rows_in_flight: int
+    ) -> Iterator[tuple[str, BucketResult | LakeError]]:
+        """Export the buckets of a group: in memory as a whole or, one too large for that, as a stream."""
+        if group.max_rows > max_rows_in_flight:
+            (bucket,) = group.buckets
+            with closing(_ahead(pool, self._read_slice, group.slices, threads)) as slices:
+                yield bucket, self._commit(bucket, (parts[bucket] for parts in slices))
+            return
+        chunks: dict[str, list[_Chunk | LakeError]] = {bucket: [] for bucket in group.buckets}
+        for parts in pool.map(self._read_slice, group.slices):
+            for bucket, chunk in parts.items():
+                chunks[bucket].append(chunk)
+        commits: dict[Future[BucketResult | LakeError], str] = {
+            pool.submit(self._commit, bucket, chunks[bucket]): bucket for bucket in group.buckets
+        }
+        for commit in as_completed(commits):
+            yield commits[commit], commit.result()
+
+    def _read_slice(self, indices: Sequence[int]) -> dict[str, _Chunk | LakeError]:
+        """Bucket -> chunk, or the error that kept it from being read.
+
+        When a shared query fails for good, each bucket is asked for alone, so that one mint the source
+        cannot answer for does not take its neighbours with it.
+        """
+        buckets = sorted({self.plan.buckets[index] for index in indices})
+        try:
+            return dict(self._chunks(indices))
+        except LakeError as error:
+            if error.transient or len(buckets) == 1:
+                return dict.fromkeys(buckets, error)
+        results: dict[str, _Chunk | LakeError] = {}
+        for bucket in buckets:
+            results.update(self._read_slice([index for index in indices if self.plan.buckets[index] == bucket]))
+        return results
+
+    def _chunks(self, indices: Sequence[int]) -> Iterator[tuple[str, _Chunk]]:
+        plan, spec = self.plan, self.run.spec
+        result = reconcile(self.source.read(SliceRequest.of(plan, indices)), len(indices))
+        counts = np.diff(plan.alert_offsets)[list(indices)]
+        alert_rows = np.concatenate(
+            [plan.alert_rows[plan.alert_offsets[index] : plan.alert_offsets[index + 1]] for index in indices]
+        )
+        alert_mint = np.repeat(np.arange(len(indices)), counts)
+        anchors = plan.anchors[alert_rows]
+        zero_volume = result.candles.values["volume"] == 0
+        measures = measure_windows(result.candles.keys, zero_volume, alert_mint, anchors, spec)
+        kept = kept_mask(measures, spec)
+        candles, outside = result.candles, np.zeros(len(indices), dtype=np.int64)
+        if not kept.all():
+            inside = _inside_windows(candles.keys, alert_mint[kept], anchors[kept], spec)
+            outside = np.bincount(key_mint(candles.keys[~inside]), minlength=len(indices))
+            candles, zero_volume = candles.take(inside), zero_volume[inside]
+
+        names = sorted({plan.buckets[index] for index in indices})
+        of_mint = np.array([names.index(plan.buckets[index]) for index in indices])
+        mints = pa.array([plan.mints[index] for index in indices], pa.string())
+        candles, bounds = _by_bucket(candles, of_mint, len(names))
+        rejected, rejected_bounds = _by_bucket(result.rejected, of_mint, len(names))
+        # The reasons go through the same stable order as their candles.
+        reasons = result.reasons[np.argsort(of_mint[key_mint(result.rejected.keys)], kind="stable")]
+        table = _slice_table(candles, mints, spec)
+        rejected_table = _slice_table(rejected, mints, spec).append_column(
+            REJECTED_CANDLES_SCHEMA.field("reason"),
+            pa.array([REJECT_REASONS[code] for code in reasons.tolist()], pa.string()),
+        )
+        zero_volume = candles.values["volume"] == 0
+        for position, bucket in enumerate(names):
+            mine = of_mint == position
+            own_alerts = mine[alert_mint]
+            rows = slice(bounds[position], bounds[position + 1])
+            bad = slice(rejected_bounds[position], rejected_bounds[position + 1])
+            yield (
+                bucket,
+                _Chunk(
+                    candles=table.slice(rows.start, rows.stop - rows.start),
+                    rejected=rejected_table.slice(bad.start, bad.stop - bad.start),
+                    ledger=Ledger(
+                        source_rows=int(result.source_rows[mine].sum()),
+                        written=rows.stop - rows.start,
+                        duplicates=int(result.duplicates[mine].sum()),
+                        rejected=bad.stop - bad.start,
+                        outside_kept_windows=int(outside[mine].sum()),
+                        zero_volume=int(zero_volume[rows].sum()),
+                    ),
+                    alert_rows=alert_rows[own_alerts],
+                    measures={name: values[own_alerts] for name, values in measures.items()},
+                ),
+            )
+
+    def _commit(self, bucket: str, chunks: Iterable[_Chunk | LakeError]) -> BucketResult | LakeError:
+        """Write a bucket's parts and then its receipt; an error of ours is the result, not raised."""
+        try:
+            self._clear_leftovers(bucket)
+            with self.run.store.lock(exclusive=False):
+                if self.run.sealed:
+                    raise RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
+                state = self.run.bucket_state(bucket)
+                if state.receipt:
+                    return BucketResult.of(state.receipt, skipped=True)
+                receipt = self._write_bucket(bucket, chunks)
+                self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())
+                return BucketResult.of(receipt, skipped=False)
+        except LakeError as error:
+            return error
+
+    def _clear_leftovers(self, bucket: str) -> None:
+        """Remove what an interrupted attempt left of a bucket that has no valid receipt.
+
+        Exclusive, so that it never takes the files of a commit in progress; every commit holds the lock
+        shared from its first part to its receipt.
+        """
+        receipt = layout.receipt_path(bucket)
+        if not (self.run.store.exists(receipt) or self.run.bucket_files(bucket)):
+            return
+        with self.run.store.lock(exclusive=True):
+            state = self.run.bucket_state(bucket)
+            if state.receipt or self.run.sealed:
+                return
+            logger.warning("bucket %s: removing what an earlier attempt left (%s)", bucket, state.problem)
+            self.run.store.delete(receipt)
+            for path in self.run.bucket_files(bucket):
+                self.run.store.delete(path)
+
+    def _write_bucket(self, bucket: str, chunks: Iterable[_Chunk | LakeError]) -> Receipt:
+        ledger = Ledger()
+        rejected = [REJECTED_CANDLES_SCHEMA.empty_table()]
+        alert_rows: list[Int64Array] = [np.empty(0, np.int64)]
+        measures: dict[str, list[Int64Array]] = {name: [np.empty(0, np.int64)] for name in MEASURES}
+        with SliceWriter(self.run.store, self.run.spec, bucket) as writer:
+            for chunk in chunks:
+                if isinstance(chunk, LakeError):
+                    raise chunk
+                writer.write(chunk.candles)
+                rejected.append(chunk.rejected)
+                ledger += chunk.ledger
+                alert_rows.append(chunk.alert_rows)
+                for name in MEASURES:
+                    measures[name].append(chunk.measures[name])
+        written = sum(file.rows for file in writer.files)
+        if not ledger.balanced or ledger.written != written:
+            raise RunError(
+                f"run {self.run.run_id}, bucket {bucket}: the ledger does not balance: {ledger.model_dump()}, "
+                f"{written} rows in files. This is a defect of the exporter: please report it"
+            )
+        rows = np.concatenate(alert_rows)
+        order = np.argsort(rows)
+        bad = pa.concat_tables(rejected).combine_chunks()
+        return Receipt(
+            run_fingerprint=self.run.record.run_fingerprint,
+            mint_bucket=bucket,
+            mints=self.mint_counts[bucket],
+            ledger=ledger,
+            files=writer.files,
+            rejected=write_table(self.run.store, layout.rejected_path(bucket), bad, ts_column="ts")
+            if bad.num_rows
+            else None,
+            coverage={
+                "alert_id": [self.alert_ids[row] for row in rows[order].tolist()],
+                **{name: np.concatenate(values)[order].tolist() for name, values in measures.items()},
+            },
+        )
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    action: Callable[[Sequence[int]], dict[str, _Chunk | LakeError]],
+    items: Sequence[Sequence[int]],
+    count: int,
+) -> Generator[dict[str, _Chunk | LakeError], None, None]:
+    """`map` in order that keeps `count` calls running and never more than that finished but unused."""
+    pending: deque[Future[dict[str, _Chunk | LakeError]]] = deque()
+    remaining = iter(items)
+    try:
+        for item in remaining:
+            pending.append(pool.submit(action, item))
+            if len(pending) >= count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _inside_windows(keys: Int64Array, mint: Int64Array, anchors: Int64Array, spec: RunSpec) -> npt.NDArray[np.bool_]:
+    """Which candles lie in the window of at least one of these alerts."""
+    interval_ms = spec.interval_s * 1000
+    groups, starts, ends = merge_windows(
+        mint, anchors - spec.pre * interval_ms, anchors + (spec.post + 1) * interval_ms
+    )
+    if len(groups) == 0:
+        return np.zeros(len(keys), dtype=bool)
+    position = np.searchsorted(candle_keys(groups, starts), keys, side="right") - 1
+    inside: npt.NDArray[np.bool_] = (position >= 0) & (keys < candle_keys(groups, ends)[position])
+    return inside
+
+
+def _by_bucket(block: CandleBlock, of_mint: Int64Array, count: int) -> tuple[CandleBlock, list[int]]:
+    """Rows ordered by bucket, then as they were, and where each bucket begins (one more for the end)."""
+    of_row = of_mint[key_mint(block.keys)]
+    ordered = block if count == 1 else block.take(np.argsort(of_row, kind="stable"))
+    return ordered, [0, *np.cumsum(np.bincount(of_row, minlength=count)).tolist()]
+
+
+def _slice_table(block: CandleBlock, mints: pa.Array, spec: RunSpec) -> pa.Table:
+    return pa.table(
+        {
+            "mint": mints.take(pa.array(key_mint(block.keys))),
+            "ts": pa.array(key_ts_ms(block.keys)).cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC")),
+            "interval_s": pa.array(np.full(len(block), spec.interval_s, dtype=np.int32)),
+            **block.values,
+            "source": pa.nulls(len(block), pa.string()) if block.source is None else block.source,
+        },
+        schema=SLICE_SCHEMA,
+    )

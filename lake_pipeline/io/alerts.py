@@ -1,0 +1,160 @@
+"""Reading alerts as they lie around: CSV, Parquet, DuckDB. What the rows mean is decided in `core.alerts`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lake_pipeline.core.alerts import COLUMN_NAMES, RawAlerts
+from lake_pipeline.errors import ConfigError, InputError
+
+__all__ = ["DUCKDB_TABLES", "read_alerts"]
+
+# The first of these that exists and has rows is read.
+DUCKDB_TABLES: Final = ("canon.alerts_std", "canon.alerts_final", "caller_links_d", "user_calls_d")
+_DUCKDB_SUFFIXES: Final = (".duckdb", ".ddb", ".db")
+_CSV_FIELD_LIMIT: Final = 1 << 24
+
+
+def read_alerts(path: str, range_ms: tuple[int | None, int | None], table: str | None = None) -> RawAlerts:
+    """Alerts from a file or URL (`.parquet`, `.csv`) or a DuckDB database file.
+
+    `table` names the DuckDB table; without it the first of DUCKDB_TABLES that has rows. Raises InputError
+    when there is no such file or it cannot be read, ConfigError for a name of no known kind.
+    """
+    suffix = PurePosixPath(urlsplit(path).path if "://" in path else path).suffix.lower()
+    if suffix in _DUCKDB_SUFFIXES:
+        return _read_duckdb(path, table)
+    if table is not None:
+        raise ConfigError(f"alerts_table goes with a DuckDB file, and alerts {path!r} is not one")
+    if suffix == ".csv":
+        return _read_csv(path, _contents(path))
+    if suffix in (".parquet", ".pq"):
+        return _read_parquet(path, _contents(path))
+    raise ConfigError(f"alerts {path!r} is of no known kind: give a .parquet, .csv or .duckdb file")
+
+
+def _contents(path: str) -> bytes:
+    if "://" in path:
+        return _fetch(path)
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"alerts file {path} does not exist (looked from {Path.cwd()}); check the path") from None
+    except OSError as error:
+        raise InputError(f"alerts file {path} cannot be read: {error.strerror}") from error
+
+
+def _fetch(url: str) -> bytes:
+    """An object by URL; credentials come from the environment or the platform."""
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    folder, _, name = url.rpartition("/")
+    try:
+        return bytes(from_url(folder).get(name).bytes())
+    except (BaseError, OSError, ValueError) as error:
+        raise InputError(f"alerts {url} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _read_parquet(path: str, data: bytes) -> RawAlerts:
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"alerts file {path} is not a readable Parquet file: {error}") from error
+    if len(set(table.column_names)) != len(table.column_names):
+        raise InputError(f"alerts file {path} has several columns of one name")
+    return RawAlerts(table, range(1, table.num_rows + 1), {})
+
+
+def _read_csv(path: str, data: bytes) -> RawAlerts:
+    """Every value as text, so that leading zeros survive; rows that do not fit the header are set apart."""
+    csv.field_size_limit(_CSV_FIELD_LIMIT)
+    # surrogateescape lets a row that is not UTF-8 be rejected by itself.
+    lines = io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline="")
+    reader = csv.reader(lines, strict=True)
+    rows = _csv_rows(path, reader)
+    header = next(rows, None)
+    if header is None:
+        raise InputError(f"alerts file {path} is empty; it needs a header line and a row for each alert")
+    names = [name.strip() for name in header]
+    if len(set(names)) != len(names):
+        raise InputError(f"alerts file {path} has several columns of one name in its header: {', '.join(names)}")
+    columns: list[list[str]] = [[] for _ in names]
+    row_numbers: list[int] = []
+    unreadable: dict[int, tuple[str, str]] = {}
+    for number, row in enumerate(rows, start=1):
+        reason = None
+        if len(row) != len(names):
+            reason = f"the row has {len(row)} fields, the header {len(names)}"
+        elif not _is_unicode(row):
+            reason = "the row is not valid UTF-8"
+        if reason:
+            unreadable[number] = (_printable(",".join(row)), reason)
+            continue
+        row_numbers.append(number)
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    table = pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
+    return RawAlerts(table, row_numbers, unreadable)
+
+
+def _csv_rows(path: str, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Rows of a CSV but for blank lines; an unterminated quote makes the whole rest unreadable."""
+    try:
+        yield from (row for row in reader if row)
+    except csv.Error as error:
+        raise InputError(
+            f"alerts file {path} is not readable CSV from line {getattr(reader, 'line_num', '?')} on: {error}"
+        ) from error
+
+
+def _is_unicode(row: list[str]) -> bool:
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _read_duckdb(path: str, table: str | None) -> RawAlerts:
+    import duckdb
+
+    if "://" in path:
+        raise ConfigError(f"alerts {path!r}: a DuckDB database is read from a local file, not from a URL")
+    if not Path(path).is_file():
+        raise InputError(f"alerts database {path} does not exist (looked from {Path.cwd()}); check the path")
+    try:
+        with duckdb.connect(path, read_only=True) as connection:
+            present = {
+                (schema, name)
+                for schema, name in connection.execute(
+                    "SELECT table_schema, table_name FROM information_schema.tables"
+                ).fetchall()
+            }
+            wanted = (table,) if table else DUCKDB_TABLES
+            for name in wanted:
+                schema, _, bare = name.rpartition(".")
+                if (schema or "main", bare) not in present:
+                    continue
+                rows = connection.table(name).to_arrow_table()
+                if rows.num_rows or table:
+                    return RawAlerts(rows, range(1, rows.num_rows + 1), {})
+    except duckdb.Error as error:
+        raise InputError(f"alerts database {path} cannot be read: {str(error).splitlines()[0]}") from error
+    found = ", ".join(sorted(f"{schema}.{name}" for schema, name in present)) or "none"
+    raise InputError(
+        f"alerts database {path} has no rows in {' or '.join(wanted)}; tables found: {found}. "
+        f"Set alerts_table to one with the columns {', '.join(names[0] for names in COLUMN_NAMES.values())}"
+    )

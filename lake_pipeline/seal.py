@@ -1,0 +1,232 @@
+"""The second half of a run as plain functions: gather its coverage and seal it.
+
+The seal trusts only the store: what Dagster believes of partitions plays no part in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lake_pipeline.core.buckets import ALL_BUCKETS, format_buckets
+from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.core.coverage import MEASURES, coverage_table
+from lake_pipeline.core.manifest import Exporter, FileEntry, Manifest, Receipt, Record, build_manifest
+from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
+from lake_pipeline.errors import BucketsMissing, RunError, StoreError
+from lake_pipeline.io import layout
+from lake_pipeline.io.parquet import read_table, table_bytes
+from lake_pipeline.io.provenance import append_event
+from lake_pipeline.io.store import LocalStore, hash_file
+from lake_pipeline.run import Run
+from lake_pipeline.verify import require_verified
+
+__all__ = ["CoverageResult", "SealResult", "cover_run", "seal_run", "write_manifest_json"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CoverageResult:
+    """Coverage of a run in counts of alerts, and the candles that were rejected."""
+
+    run_id: str
+    alerts: int
+    kept: int
+    dropped: int
+    complete: int
+    partial: int
+    insufficient: int
+    rejected_candles: int
+
+
+@dataclass(frozen=True)
+class SealResult:
+    """A sealed run; `created` is false when it was sealed before and has only been verified."""
+
+    manifest: Manifest
+    created: bool
+
+
+def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
+    """Write outputs/coverage.parquet, and rejected_candles.parquet if any, from the receipts of all buckets.
+
+    On a sealed run it only reads. Raises BucketsMissing naming the buckets without a valid receipt.
+    """
+    receipts = _receipts(run, threads)
+    coverage = _coverage(run, receipts)
+    rejected = _rejected_candles(run, receipts)
+    if not run.sealed:
+        with run.store.lock(exclusive=True):
+            if not run.sealed:
+                _write_outputs(run, coverage, rejected)
+    statuses = coverage.column("status").to_pylist()
+    kept = sum(coverage.column("kept").to_pylist())
+    return CoverageResult(
+        run_id=run.run_id,
+        alerts=coverage.num_rows,
+        kept=kept,
+        dropped=coverage.num_rows - kept,
+        complete=statuses.count("complete"),
+        partial=statuses.count("partial"),
+        insufficient=statuses.count("insufficient"),
+        rejected_candles=rejected.num_rows,
+    )
+
+
+def seal_run(run: Run, *, threads: int = 2, details: Mapping[str, Any] | None = None) -> SealResult:
+    """Seal a complete run; verify one that is sealed already, changing nothing.
+
+    Raises BucketsMissing naming the buckets without a valid receipt, RunError for a foreign file, and
+    VerificationFailed for a sealed run that is not what its manifest says.
+    """
+    with run.store.lock(exclusive=True):
+        if run.sealed:
+            return SealResult(require_verified(run, threads=threads), created=False)
+        receipts = _receipts(run, threads)
+        coverage = _coverage(run, receipts)
+        # The same bytes as those of the coverage step, unless a bucket was exported again after it.
+        outputs = _write_outputs(run, coverage, _rejected_candles(run, receipts))
+        inputs = [_entry(run, layout.ALERTS, run.alerts().num_rows)]
+        if run.store.exists(layout.REJECTED_ALERTS):
+            rejected = read_table(run.store, layout.REJECTED_ALERTS, REJECTED_ALERTS_SCHEMA)
+            inputs.append(_entry(run, layout.REJECTED_ALERTS, rejected.num_rows))
+        paths = [layout.receipt_path(bucket) for bucket in ALL_BUCKETS]
+        with ThreadPoolExecutor(threads) as pool:
+            records = list(pool.map(lambda path: hash_file(run.store, path), paths))
+        records += [
+            Record(path=receipt.rejected.path, sha256=receipt.rejected.sha256, bytes=receipt.rejected.bytes)
+            for receipt in receipts
+            if receipt.rejected
+        ]
+        manifest = build_manifest(
+            run.record,
+            Exporter(name="lake-pipeline", version=version("lake-pipeline")),
+            receipts,
+            records,
+            inputs,
+            outputs,
+            coverage,
+            layout.slices_folder(run.spec),
+        )
+        _refuse_foreign_files(run, manifest)
+        _write_checksums(run, manifest)
+        append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
+        run.store.create(layout.MANIFEST, manifest.to_bytes())
+    logger.info("run %s is sealed: content %s", run.run_id, manifest.content_sha256)
+    return SealResult(manifest, created=True)
+
+
+def write_manifest_json(manifest: Manifest | Mapping[str, Any], path: str | Path) -> None:
+    """Write a manifest as canonical JSON, atomically and once: AlreadyExists if `path` is taken."""
+    path = Path(path)
+    data = manifest.to_bytes() if isinstance(manifest, Manifest) else canonical_json(dict(manifest))
+    LocalStore(path.parent).create(path.name, data)
+
+
+def _receipts(run: Run, threads: int) -> list[Receipt]:
+    """The valid receipts of all 256 buckets, or BucketsMissing."""
+    states = run.bucket_states(threads=threads)
+    receipts = [state.receipt for state in states if state.receipt]
+    bad = [state for state in states if not state.receipt]
+    if bad:
+        damaged = "".join(f"\n  {state.bucket}: {state.problem}" for state in bad if state.problem != "missing")
+        raise BucketsMissing(
+            f"run {run.run_id}: {len(bad)} of {len(ALL_BUCKETS)} buckets missing: "
+            f"{format_buckets(state.bucket for state in bad)}.{damaged and ' Of these, not valid:'}{damaged}\n"
+            "Materialise `candles` for them with the same run config; buckets that are done are skipped",
+            [state.bucket for state in bad],
+        )
+    return receipts
+
+
+def _coverage(run: Run, receipts: Sequence[Receipt]) -> pa.Table:
+    """The coverage table, every alert exactly once; RunError when receipts and alerts do not match."""
+    alerts = run.alerts()
+    ids = [alert_id for receipt in receipts for alert_id in receipt.coverage["alert_id"]]
+    row_of = {alert_id: row for row, alert_id in enumerate(alerts.column("alert_id").to_pylist())}
+    if len(ids) != len(row_of) or set(ids) != row_of.keys():
+        raise RunError(
+            f"run {run.run_id}: the receipts cover {len(set(ids))} of {len(row_of)} alerts; "
+            "delete the folder receipts/ of this run and export it again"
+        )
+    rows = np.array([row_of[alert_id] for alert_id in ids], dtype=np.int64)
+    measures = {}
+    for name in MEASURES:
+        values = np.empty(len(rows), dtype=np.int64)
+        values[rows] = [value for receipt in receipts for value in receipt.coverage[name]]
+        measures[name] = values
+    return coverage_table(alerts, measures, run.spec)
+
+
+def _rejected_candles(run: Run, receipts: Sequence[Receipt]) -> pa.Table:
+    """The rejected candles of all buckets, sorted by (mint, ts)."""
+    tables = [
+        read_table(run.store, receipt.rejected.path, REJECTED_CANDLES_SCHEMA)
+        for receipt in receipts
+        if receipt.rejected
+    ]
+    table = pa.concat_tables([REJECTED_CANDLES_SCHEMA.empty_table(), *tables])
+    return table.sort_by([("mint", "ascending"), ("ts", "ascending")]).combine_chunks()
+
+
+def _write_outputs(run: Run, coverage: pa.Table, rejected: pa.Table) -> list[FileEntry]:
+    """Bring the outputs of an unsealed run to these tables. The caller holds the run's exclusive lock."""
+    wanted = {layout.COVERAGE: coverage}
+    if rejected.num_rows:
+        wanted[layout.REJECTED_CANDLES] = rejected
+    elif run.store.exists(layout.REJECTED_CANDLES):
+        run.store.delete(layout.REJECTED_CANDLES)
+    entries = []
+    for path, table in wanted.items():
+        data = table_bytes(table)
+        if not run.store.exists(path) or run.store.read(path) != data:
+            run.store.replace(path, data)
+        entries.append(
+            FileEntry(
+                path=path,
+                sha256=sha256_hex(data),
+                bytes=len(data),
+                rows=table.num_rows,
+                min_ts_ms=None,
+                max_ts_ms=None,
+            )
+        )
+    return entries
+
+
+def _entry(run: Run, path: str, rows: int) -> FileEntry:
+    return FileEntry(**hash_file(run.store, path).model_dump(), rows=rows, min_ts_ms=None, max_ts_ms=None)
+
+
+def _refuse_foreign_files(run: Run, manifest: Manifest) -> None:
+    """RunError for files nobody accounts for; unfinished writes of dead processes are removed."""
+    known = {entry.path for entry in (*manifest.files, *manifest.records)}
+    known |= {layout.RUN_RECORD, layout.PROVENANCE, layout.CHECKSUMS}
+    foreign = []
+    for file in run.store.files():
+        if file.temporary:
+            run.store.delete(file.path)
+        elif file.path not in known:
+            foreign.append(file.path)
+    if foreign:
+        shown = ", ".join(foreign[:5])
+        raise StoreError(
+            f"run {run.run_id}: {len(foreign)} files in the run's folder are not part of it: {shown}"
+            f"{' ...' if len(foreign) > 5 else ''}. Nothing is deleted: move them out of {run.store.uri} and seal again"
+        )
+
+
+def _write_checksums(run: Run, manifest: Manifest) -> None:
+    """SHA256SUMS over every sealed file, the manifest to come included. The caller holds the lock."""
+    data = manifest.checksums()
+    if not run.store.exists(layout.CHECKSUMS) or run.store.read(layout.CHECKSUMS) != data:
+        run.store.replace(layout.CHECKSUMS, data)
