@@ -176,6 +176,10 @@ class ClickHouseSource:
             "columns": dict(sorted(table.columns.items())),
         }
 
+    def database(self) -> str:
+        """The database the candle table is in."""
+        return self.call("connect", lambda client: _database(client, self.config))
+
     def table(self) -> CandleTable:
         """The candle table as DESCRIBE TABLE shows it; asked once."""
         with self._lock:
@@ -292,7 +296,7 @@ class ClickHouseSource:
 
     def _describe(self, client: Any) -> CandleTable:
         config = self.config
-        database = config.database or client.command("SELECT currentDatabase()")
+        database = _database(client, config)
         qualified = quote_table(database, config.table)
         described = {row[0]: row[1] for row in client.query(f"DESCRIBE TABLE {qualified}").result_rows}
         where = f"table {database}.{config.table} of {config.location}"
@@ -309,6 +313,10 @@ class ClickHouseSource:
                 "convert the column or remove the wrong rows"
             )
         return CandleTable(database, config.table, columns, types, "ms" if is_ms else "s")
+
+
+def _database(client: Any, config: SourceConfig) -> str:
+    return config.database or str(client.command("SELECT currentDatabase()"))
 
 
 def _first_line(text: str) -> str:

@@ -235,7 +235,7 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
         f"{tokens}, CAST({request.mint.tolist()} AS Array(UInt32)), "
         f"CAST({starts.tolist()} AS Array({cast})), CAST({ends.tolist()} AS Array({cast})))) AS x)) AS w "
         f"ON {table.column('token_address')} = w.k AND {table.time_expression} >= w.s "
-        f"WHERE {' AND '.join(where)}"
+        f"WHERE {' AND '.join(where)}"  # noqa: S608
     )
     return query, parameters
 

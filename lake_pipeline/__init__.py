@@ -1,0 +1,1 @@
+"""Sealed, reproducible Parquet lakes of the candles around trading alerts."""

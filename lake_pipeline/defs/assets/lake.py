@@ -1,0 +1,177 @@
+"""Group `lake`: alerts, candles, coverage, manifest.
+
+They are built by a function because the backfill policy is fixed when an asset is defined: one run for
+all partitions by default, several under a run launcher.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import dagster as dg
+
+from lake_pipeline.defs import metadata
+from lake_pipeline.defs.failures import as_failure, is_transient
+from lake_pipeline.defs.partitions import mint_buckets
+from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
+from lake_pipeline.errors import BucketsFailed
+from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
+from lake_pipeline.io import layout
+from lake_pipeline.seal import cover_run, seal_run
+
+__all__ = ["build_lake_assets"]
+
+GROUP: Final = "lake"
+_PROGRESS_EVERY_S: Final = 5.0
+# Only transient errors are retried (see failures); buckets that are done are skipped then.
+_RETRY: Final = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+
+
+def build_lake_assets(
+    backfill_policy: dg.BackfillPolicy, on_bucket: Callable[[BucketResult], None] | None = None
+) -> list[dg.AssetsDefinition]:
+    """The four assets; `on_bucket` sees each bucket as it is done, in the process that exports it."""
+
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, backfill_policy=backfill_policy, retry_policy=_RETRY)
+    def alerts(
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        lake_run: LakeRunResource,
+        candle_source: CandleSourceResource,
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        """The run's identity (run.json) and its alerts, normalised and frozen.
+
+        Reads the configured file; rows that cannot be used go to inputs/rejected_alerts.parquet. Fails when
+        a required column is missing, ids repeat, nothing usable remains, or the run_id is taken by a run
+        with other settings, alerts or source.
+        """
+        with as_failure():
+            normalised = lake_run.load_alerts()
+            with candle_source.open(lake) as source:
+                record = lake_run.identify(normalised, source)
+            run, result = snapshot_alerts(lake.store(), record, normalised, _details(context, input=lake_run.alerts))
+        if result.rejected:
+            context.log.warning(f"{result.rejected} of {result.rows_in} alerts rejected: {result.reasons}")
+        uri = f"{run.store.uri}/{layout.ALERTS}"
+        return dg.MaterializeResult(metadata=metadata.snapshot_metadata(result, uri))
+
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"clickhouse", "parquet"},
+        deps=[alerts],
+        partitions_def=mint_buckets,
+        backfill_policy=backfill_policy,
+        retry_policy=_RETRY,
+    )
+    def candles(
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        lake_run: LakeRunResource,
+        candle_source: CandleSourceResource,
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        """The candles around the alerts, one partition a mint bucket: Parquet parts and a receipt each.
+
+        Cuts the union of each mint's windows out of ClickHouse, keeps one row per (mint, ts), sets bad
+        candles apart. Buckets with a valid receipt are skipped. A bucket that fails does not stop the
+        others; they are shown as materialised, and the run fails with the list of the bad ones.
+        """
+        with as_failure():
+            run = lake_run.find(lake, candle_source)
+            progress = _Progress(context, len(context.partition_keys), on_bucket)
+            try:
+                with candle_source.open(lake) as source:
+                    run.require(run.spec, source.identity())
+                    export_buckets(
+                        run,
+                        source,
+                        context.partition_keys,
+                        threads=candle_source.thread_count,
+                        max_rows_in_flight=candle_source.max_rows_in_flight,
+                        details=_details(context),
+                        on_bucket=progress,
+                    )
+            except BucketsFailed as error:
+                # The last attempt: what is done shows as done, although the step fails.
+                if not is_transient(error) or context.retry_number >= _RETRY.max_retries:
+                    for result in progress.results:
+                        context.log_event(
+                            dg.AssetMaterialization(
+                                context.asset_key,
+                                partition=result.bucket,
+                                metadata=metadata.bucket_metadata(result, run.run_id),
+                            )
+                        )
+                raise
+        for result in progress.results:
+            context.add_asset_metadata(metadata.bucket_metadata(result, run.run_id), partition_key=result.bucket)
+        return dg.MaterializeResult()
+
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=backfill_policy, retry_policy=_RETRY)
+    def coverage(
+        lake: LakeResource, lake_run: LakeRunResource, candle_source: CandleSourceResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        """How much of each alert's window the candles fill: outputs/coverage.parquet, one row per alert.
+
+        Also gathers the rejected candles of all buckets. Fails, naming them, while buckets are missing.
+        """
+        with as_failure():
+            run = lake_run.find(lake, candle_source)
+            result = cover_run(run, threads=candle_source.thread_count)
+        return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, f"{run.store.uri}/{layout.COVERAGE}"))
+
+    @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=backfill_policy, retry_policy=_RETRY)
+    def manifest(
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        lake_run: LakeRunResource,
+        candle_source: CandleSourceResource,
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        """The seal: manifest.json, written last and once. On a sealed run it verifies and changes nothing.
+
+        Trusts only the store: 256 valid receipts of this run whose files have the right size and hash, a
+        balanced ledger and no foreign file. Fails, naming them, while buckets are missing.
+        """
+        with as_failure():
+            run = lake_run.find(lake, candle_source)
+            result = seal_run(run, threads=candle_source.thread_count, details=_details(context))
+        context.log.info(
+            f"run {run.run_id} {'is sealed' if result.created else 'was sealed before and verifies'}: "
+            f"content {result.manifest.content_sha256}"
+        )
+        return dg.MaterializeResult(metadata=metadata.seal_metadata(result, f"{run.store.uri}/{layout.MANIFEST}"))
+
+    return [alerts, candles, coverage, manifest]
+
+
+def _details(context: dg.AssetExecutionContext, **more: str) -> dict[str, str]:
+    """What provenance.json says of the Dagster run."""
+    return {"dagster_run_id": context.run_id, **more}
+
+
+class _Progress:
+    """Collects bucket results and logs a line every few seconds, with rate and time to go."""
+
+    def __init__(
+        self, context: dg.AssetExecutionContext, total: int, on_bucket: Callable[[BucketResult], None] | None
+    ) -> None:
+        self.results: list[BucketResult] = []
+        self._context = context
+        self._total = total
+        self._on_bucket = on_bucket
+        self._started = self._logged = time.monotonic()
+
+    def __call__(self, result: BucketResult) -> None:
+        self.results.append(result)
+        if self._on_bucket:
+            self._on_bucket(result)
+        now = time.monotonic()
+        done = len(self.results)
+        if done == self._total or now - self._logged >= _PROGRESS_EVERY_S:
+            rows = sum(each.rows for each in self.results)
+            elapsed = now - self._started
+            to_go = elapsed / done * (self._total - done)
+            self._context.log.info(
+                f"{done} of {self._total} buckets, {rows:,} candles, {rows / max(elapsed, 0.001):,.0f} a second, "
+                f"{to_go:.0f} s to go"
+            )
+            self._logged = now

@@ -1,0 +1,48 @@
+"""Putting the definitions together; every part can be replaced, so tests need no monkeypatching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dagster as dg
+
+from lake_pipeline.defs.assets.lake import GROUP, build_lake_assets
+from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
+from lake_pipeline.export import BucketResult
+
+__all__ = ["EXPORT_JOB", "build_definitions"]
+
+EXPORT_JOB = "export_run"
+
+
+def build_definitions(
+    *,
+    resources: Mapping[str, Any] | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    on_bucket: Callable[[BucketResult], None] | None = None,
+) -> dg.Definitions:
+    """Fresh Definitions.
+
+    `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`); `backfill_policy` that of
+    every asset (default: one run for all partitions); `on_bucket` sees each exported bucket.
+    """
+    policy = backfill_policy or dg.BackfillPolicy.single_run()
+    return dg.Definitions(
+        assets=build_lake_assets(policy, on_bucket),
+        jobs=[
+            dg.define_asset_job(
+                EXPORT_JOB,
+                selection=dg.AssetSelection.groups(GROUP),
+                description="Export a run and seal it: alerts, all candle buckets, coverage, manifest.",
+            )
+        ],
+        resources={
+            "lake": LakeResource.configure_at_launch(),
+            "candle_source": CandleSourceResource.configure_at_launch(),
+            "lake_run": LakeRunResource.configure_at_launch(),
+            **(resources or {}),
+        },
+        # A process per step costs seconds of imports each; the work itself runs in threads.
+        executor=dg.in_process_executor,
+    )
