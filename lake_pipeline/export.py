@@ -26,13 +26,12 @@ from lake_pipeline.core.candles import (
     CandleBlock,
     candle_keys,
     key_mint,
-    key_ts_ms,
     reconcile,
 )
 from lake_pipeline.core.coverage import MEASURES, kept_mask, measure_windows
 from lake_pipeline.core.manifest import Ledger, Receipt, RunRecord
 from lake_pipeline.core.plan import BucketGroup, Plan, build_plan, group_buckets
-from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA, SLICE_SCHEMA
+from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA
 from lake_pipeline.core.spec import RunSpec, check_run_id, derive_run_id, run_fingerprint
 from lake_pipeline.core.window import merge_windows
 from lake_pipeline.errors import (
@@ -339,8 +338,8 @@ class _Exporter:
         rejected, rejected_bounds = _by_bucket(result.rejected, of_mint, len(names))
         # The reasons go through the same stable order as their candles.
         reasons = result.reasons[np.argsort(of_mint[key_mint(result.rejected.keys)], kind="stable")]
-        table = _slice_table(candles, mints, spec)
-        rejected_table = _slice_table(rejected, mints, spec).append_column(
+        table = candle_table(candles, mints, spec.interval_s)
+        rejected_table = candle_table(rejected, mints, spec.interval_s).append_column(
             REJECTED_CANDLES_SCHEMA.field("reason"),
             pa.array([REJECT_REASONS[code] for code in reasons.tolist()], pa.string()),
         )
@@ -481,16 +480,3 @@ def _by_bucket(block: CandleBlock, of_mint: Int64Array, count: int) -> tuple[Can
     of_row = of_mint[key_mint(block.keys)]
     ordered = block if count == 1 else block.take(np.argsort(of_row, kind="stable"))
     return ordered, [0, *np.cumsum(np.bincount(of_row, minlength=count)).tolist()]
-
-
-def _slice_table(block: CandleBlock, mints: pa.Array, spec: RunSpec) -> pa.Table:
-    return pa.table(
-        {
-            "mint": mints.take(pa.array(key_mint(block.keys))),
-            "ts": pa.array(key_ts_ms(block.keys)).cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC")),
-            "interval_s": pa.array(np.full(len(block), spec.interval_s, dtype=np.int32)),
-            **block.values,
-            "source": pa.nulls(len(block), pa.string()) if block.source is None else block.source,
-        },
-        schema=SLICE_SCHEMA,
-    )

@@ -119,7 +119,7 @@ def normalise_alerts(raw: RawAlerts, spec: RunSpec) -> NormalisedAlerts:
         {
             "alert_id": [ids[row] for row in kept],
             "mint": [mints[row] for row in kept],
-            "ts": pa.array(ts_ms[kept], pa.int64()).cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC")),
+            "ts": pa.array(ts_ms[kept], pa.int64()).cast(ALERTS_SCHEMA.field("ts").type),
             "caller": [callers[row] for row in kept],
             "chain": [chains[row] for row in kept],
         },

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lake_pipeline.core.schemas import SLICE_SCHEMA
+
 __all__ = [
     "PRICE_COLUMNS",
     "REJECT_REASONS",
@@ -21,6 +23,7 @@ __all__ = [
     "CandleBlock",
     "Reconciled",
     "candle_keys",
+    "candle_table",
     "float_rank",
     "key_mint",
     "key_ts_ms",
@@ -90,6 +93,20 @@ class CandleBlock:
             values={name: column[indices] for name, column in self.values.items()},
             source=None if self.source is None else self.source.take(pa.array(indices)),
         )
+
+
+def candle_table(block: CandleBlock, mints: pa.Array, interval_s: int) -> pa.Table:
+    """A block as a table of SLICE_SCHEMA, row for row; `mints[i]` is the name of mint index i."""
+    return pa.table(
+        {
+            "mint": mints.take(pa.array(key_mint(block.keys))),
+            "ts": pa.array(key_ts_ms(block.keys)).cast(SLICE_SCHEMA.field("ts").type),
+            "interval_s": pa.array(np.full(len(block), interval_s, dtype=np.int32)),
+            **block.values,
+            "source": pa.nulls(len(block), pa.string()) if block.source is None else block.source,
+        },
+        schema=SLICE_SCHEMA,
+    )
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,15 @@ def _insert(client: Any, *, target: str, database: str, staging_name: str, batch
     # Compared by hash: NaN is not equal to itself, and a row that holds one must not come in twice.
     row = f"sipHash128({columns})"
     client.command(f"DROP TABLE IF EXISTS {staging}")
-    client.command(f"CREATE TABLE {staging} ENGINE = Memory AS SELECT {columns} FROM {target} LIMIT 0")  # noqa: S608
+    client.command(f"CREATE TABLE {staging} ENGINE = Memory AS SELECT {columns} FROM {target} LIMIT 0")
     client.insert_arrow(staging_name, batch, database=database)
     fresh = (
-        f"SELECT DISTINCT {columns} FROM {staging} WHERE {row} NOT IN "  # noqa: S608
+        f"SELECT DISTINCT {columns} FROM {staging} WHERE {row} NOT IN "
         f"(SELECT {row} FROM {target} WHERE token_address IN (SELECT token_address FROM {staging}) "
         f"AND timestamp >= (SELECT min(timestamp) FROM {staging}) "
         f"AND timestamp <= (SELECT max(timestamp) FROM {staging}))"
     )
-    count = int(client.query(f"SELECT count() FROM ({fresh})").result_rows[0][0])  # noqa: S608
+    count = int(client.query(f"SELECT count() FROM ({fresh})").result_rows[0][0])
     if count:
         client.command(f"INSERT INTO {target} ({columns}) {fresh}")
     return count

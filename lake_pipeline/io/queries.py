@@ -41,7 +41,9 @@ _DATETIME64 = re.compile(r"DateTime64\(([0-9])(?:,.*)?\)", re.ASCII)
 _INTEGER = re.compile(r"U?Int(8|16|32|64)", re.ASCII)
 _NUMERIC = re.compile(r"(?:U?Int[0-9]+|Float(?:32|64)|BFloat16|Decimal(?:[0-9]*)\(.*\))", re.ASCII)
 
-# The table `lake load-candles` creates. Keyed so that one mint's candles of one interval lie together.
+# The table `lake load-candles` creates. Keyed so that one mint's candles of one interval lie together. Not a
+# ReplacingMergeTree: rows would vanish in background merges, and with them the ledger's reproducibility; the
+# loader adds no row twice, and the export picks the newest version of each.
 CREATE_CANDLES: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
     token_address String,
@@ -57,7 +59,7 @@ CREATE TABLE IF NOT EXISTS {table} (
     quality_score Int32 DEFAULT 0,
     ingested_at DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC')
 )
-ENGINE = ReplacingMergeTree(ingested_at)
+ENGINE = MergeTree
 PARTITION BY toYYYYMM(timestamp)
 ORDER BY (token_address, chain, interval_seconds, timestamp)
 """
@@ -235,7 +237,7 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
         f"{tokens}, CAST({request.mint.tolist()} AS Array(UInt32)), "
         f"CAST({starts.tolist()} AS Array({cast})), CAST({ends.tolist()} AS Array({cast})))) AS x)) AS w "
         f"ON {table.column('token_address')} = w.k AND {table.time_expression} >= w.s "
-        f"WHERE {' AND '.join(where)}"  # noqa: S608
+        f"WHERE {' AND '.join(where)}"
     )
     return query, parameters
 

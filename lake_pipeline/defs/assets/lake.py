@@ -23,7 +23,8 @@ __all__ = ["build_lake_assets"]
 
 GROUP: Final = "lake"
 _PROGRESS_EVERY_S: Final = 5.0
-# Only transient errors are retried (see failures); buckets that are done are skipped then.
+# For the long step only: the source retries each query by itself. Only transient errors come back here
+# (see failures), and buckets that are done are skipped then.
 _RETRY: Final = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
 
@@ -32,7 +33,7 @@ def build_lake_assets(
 ) -> list[dg.AssetsDefinition]:
     """The four assets; `on_bucket` sees each bucket as it is done, in the process that exports it."""
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, backfill_policy=backfill_policy, retry_policy=_RETRY)
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, backfill_policy=backfill_policy)
     def alerts(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -47,7 +48,7 @@ def build_lake_assets(
         """
         with as_failure():
             normalised = lake_run.load_alerts()
-            with candle_source.open(lake) as source:
+            with candle_source.connect(lake.root) as source:
                 record = lake_run.identify(normalised, source)
             run, result = snapshot_alerts(lake.store(), record, normalised, _details(context, input=lake_run.alerts))
         if result.rejected:
@@ -79,7 +80,7 @@ def build_lake_assets(
             run = lake_run.find(lake, candle_source)
             progress = _Progress(context, len(context.partition_keys), on_bucket)
             try:
-                with candle_source.open(lake) as source:
+                with candle_source.connect(lake.root) as source:
                     run.require(run.spec, source.identity())
                     export_buckets(
                         run,
@@ -106,7 +107,7 @@ def build_lake_assets(
             context.add_asset_metadata(metadata.bucket_metadata(result, run.run_id), partition_key=result.bucket)
         return dg.MaterializeResult()
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=backfill_policy, retry_policy=_RETRY)
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=backfill_policy)
     def coverage(
         lake: LakeResource, lake_run: LakeRunResource, candle_source: CandleSourceResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -119,7 +120,7 @@ def build_lake_assets(
             result = cover_run(run, threads=candle_source.thread_count)
         return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, f"{run.store.uri}/{layout.COVERAGE}"))
 
-    @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=backfill_policy, retry_policy=_RETRY)
+    @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=backfill_policy)
     def manifest(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -1,0 +1,149 @@
+"""Reading runs from notebooks: `from lake_pipeline import open_run`.
+
+    run = open_run("ci-1")
+    run.coverage().to_pandas()
+    run.slice("call-0007").to_pandas()
+
+No engine, no Dagster: only files. An unsealed run is refused unless asked for.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from lake_pipeline.core.buckets import compute_mint_bucket
+from lake_pipeline.core.manifest import Manifest
+from lake_pipeline.core.schemas import COVERAGE_SCHEMA, SLICE_SCHEMA
+from lake_pipeline.core.window import compute_window_slice
+from lake_pipeline.errors import RunError, RunNotSealed
+from lake_pipeline.io import layout
+from lake_pipeline.io.parquet import read_table
+from lake_pipeline.io.store import LocalStore
+from lake_pipeline.run import Run, load_run
+from lake_pipeline.settings import LakeSettings
+from lake_pipeline.verify import VerifyReport, verify_run
+
+__all__ = ["OpenRun", "open_run"]
+
+
+def open_run(run: str, data_root: str | None = None, *, allow_unsealed: bool = False) -> OpenRun:
+    """Open a run by its id under `data_root` (default: LAKE_DATA_ROOT, else `data`) or by its folder's path.
+
+    Raises RunNotFound, RunNotSealed for a run without manifest unless `allow_unsealed`, and RunError for
+    a damaged one.
+    """
+    folder = Path(run)
+    if folder.name.startswith("run_id="):
+        store, run_id = LocalStore(folder.parent.parent.parent), folder.name.removeprefix("run_id=")
+    else:
+        store, run_id = LakeSettings(data_root=data_root).store(), run
+    found = load_run(store, run_id)
+    if not found.sealed and not allow_unsealed:
+        raise RunNotSealed(
+            f"run {run_id!r} is not sealed: what it holds may still change. Materialise `manifest`, "
+            "or pass allow_unsealed=True to look at it as it is"
+        )
+    return OpenRun(found)
+
+
+class OpenRun:
+    """A run to read from; made by `open_run`. Tables are pyarrow; pandas by `.to_pandas()`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"<OpenRun {self.run_id!r} at {self.path}{'' if self.sealed else ', not sealed'}>"
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return self._run.run_id
+
+    @property
+    def path(self) -> str:
+        """The run's folder."""
+        return self._run.store.uri
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the run has a manifest."""
+        return self._run.sealed
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest. Raises RunNotSealed where there is none."""
+        if not self._run.sealed:
+            raise RunNotSealed(f"run {self.run_id!r} has no manifest: it is not sealed")
+        return self._run.manifest()
+
+    @cached_property
+    def _alerts(self) -> pa.Table:
+        return self._run.alerts()
+
+    def alerts(self) -> pa.Table:
+        """The normalised alerts: `alert_id, mint, ts, caller, chain`, sorted by (ts, alert_id)."""
+        return self._alerts
+
+    def coverage(self) -> pa.Table:
+        """One row per alert, sorted like the alerts; docs/format.md has the columns."""
+        return read_table(self._run.store, layout.COVERAGE, COVERAGE_SCHEMA)
+
+    def candles(self, mint: str) -> pa.Table:
+        """All stored candles of a mint, sorted by ts; no rows if the run has none."""
+        return self._read(mint, pc.field("mint") == mint)
+
+    def slice(self, alert_id: str) -> pa.Table:
+        """The candles in one alert's window, sorted by ts. Raises RunError for an unknown alert_id."""
+        row = pc.index(self._alerts.column("alert_id"), alert_id).as_py()
+        if row < 0:
+            raise RunError(f"run {self.run_id!r} has no alert {alert_id!r}; open_run(...).alerts() lists them")
+        alert = self._alerts.slice(row, 1)
+        spec = self._run.spec
+        mint = alert.column("mint")[0].as_py()
+        window = compute_window_slice(
+            alert.column("ts").cast(pa.int64())[0].as_py(), spec.interval_s, spec.pre, spec.post
+        )
+        ts = pc.field("ts")
+        inside = (ts >= _instant(window["start_ts"])) & (ts < _instant(window["end_ts"]))
+        return self._read(mint, (pc.field("mint") == mint) & inside)
+
+    def scan(self) -> Any:
+        """All slices as a pyarrow Dataset with `mint_bucket` as a partition column."""
+        root = Path(self.path, layout.slices_folder(self._run.spec))
+        if self.sealed:
+            slices = f"{layout.slices_folder(self._run.spec)}/"
+            paths = [entry.path for entry in self.manifest.files if entry.path.startswith(slices)]
+        else:
+            paths = [
+                file.path for file in self._run.store.files(layout.slices_folder(self._run.spec)) if not file.temporary
+            ]
+        partitioning = pads.partitioning(pa.schema([("mint_bucket", pa.string())]), flavor="hive")
+        return pads.dataset(
+            [str(Path(self.path, path)) for path in paths],
+            schema=SLICE_SCHEMA.append(pa.field("mint_bucket", pa.string())),
+            format="parquet",
+            filesystem=pafs.LocalFileSystem(),
+            partitioning=partitioning,
+            partition_base_dir=str(root),
+        )
+
+    def verify(self) -> VerifyReport:
+        """Check every byte and rule of the sealed run; `faults` of the report is empty if all is well."""
+        return verify_run(self._run.store, self.run_id)
+
+    def _read(self, mint: str, condition: Any) -> pa.Table:
+        """Rows of one mint's bucket; row groups that cannot match are not read."""
+        in_bucket = pc.field("mint_bucket") == compute_mint_bucket(mint)
+        return self.scan().to_table(columns=SLICE_SCHEMA.names, filter=in_bucket & condition)
+
+
+def _instant(ts_ms: int) -> pa.Scalar:
+    return pa.scalar(ts_ms, pa.timestamp("ms", tz="UTC"))
