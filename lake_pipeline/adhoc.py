@@ -147,7 +147,8 @@ def alert_file_name(alert_id: str, mint: str) -> str:
     """
     plain = f"{alert_id}_{mint[:8]}"
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", plain)[:120]
-    suffix = "" if safe == plain else f"_{hashlib.sha256(f'{alert_id}\0{mint}'.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256("\0".join((alert_id, mint)).encode()).hexdigest()[:12]
+    suffix = "" if safe == plain else f"_{digest}"
     return f"alert_{safe}{suffix}.parquet"
 
 

@@ -63,6 +63,8 @@ def _token_candles(index: int, mint: str) -> pa.Table:
     present = random.random_sample(_MINUTES) >= 0.03
     gap = random.randint(0, _MINUTES - 600)
     present[gap : gap + random.randint(5, 240)] = False
+    if index % 3 == 0:
+        present[:] = True  # a third of the market trades without a pause
     if index == _LATE_TOKEN:
         present[: 2 * 1440] = False
     rows = np.flatnonzero(present)

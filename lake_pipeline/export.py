@@ -25,6 +25,7 @@ from lake_pipeline.core.candles import (
     REJECT_REASONS,
     CandleBlock,
     candle_keys,
+    candle_table,
     key_mint,
     reconcile,
 )

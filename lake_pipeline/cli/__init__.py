@@ -1,0 +1,64 @@
+"""The `lake` command. Exit codes: 0 done, 1 a check failed, 2 usage or environment.
+
+Commands live in modules by topic and import what they need when they run: `lake --help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+
+import click
+
+from lake_pipeline.cli import adhoc, export, inspect
+from lake_pipeline.errors import LakeError
+
+__all__ = ["lake", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="lake-pipeline")
+def lake() -> None:
+    """Sealed, reproducible Parquet lakes of the candles around your trading alerts.
+
+    Start with `lake demo`. With your own data: load candles into the embedded engine (or set
+    CLICKHOUSE_HOST), look at what an export would do, export, and verify:
+
+    \b
+        lake load-candles candles.parquet
+        lake plan --alerts alerts.csv --interval 1m --window pre52_post4948
+        lake export-run-slices --alerts alerts.csv --interval 1m --window pre52_post4948
+        lake runs
+        lake verify RUN
+
+    Exit codes: 0 done, 1 a check failed, 2 usage or environment.
+    """
+
+
+for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS):
+    lake.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; errors of the package become one message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        lake(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what is committed stays, run again to go on", err=True)
+        sys.exit(130)
+    except LakeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        click.echo("error: this is a defect of lake-pipeline; please report the lines above", err=True)
+        sys.exit(2)

@@ -1,0 +1,56 @@
+"""The export job, run in this process: the same assets, events and run record as from the Dagster UI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lake_pipeline.api import ExportConfig, ExportResult
+from lake_pipeline.errors import LakeError
+from lake_pipeline.run import load_run
+from lake_pipeline.settings import LakeSettings, RunSettings, SourceSettings
+
+if TYPE_CHECKING:
+    from lake_pipeline.export import BucketResult
+
+__all__ = ["run_export_job"]
+
+
+def run_export_job(config: ExportConfig, on_bucket: Callable[[BucketResult], None]) -> ExportResult:
+    """Run job `export_run` over all buckets and return the sealed run.
+
+    The run is recorded where DAGSTER_HOME says, and nowhere when that is not set. Raises the LakeError
+    that failed a step.
+    """
+    import dagster as dg
+
+    from lake_pipeline.core.buckets import ALL_BUCKETS
+    from lake_pipeline.defs.build import EXPORT_JOB, build_definitions
+
+    run_config = {
+        "resources": {
+            name: {"config": config.model_dump(include=set(model.model_fields), exclude_none=True)}
+            for name, model in (("lake", LakeSettings), ("candle_source", SourceSettings), ("lake_run", RunSettings))
+        },
+        # What a failed step has to say is raised below; its stack trace helps nobody at a prompt.
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+    }
+    job = build_definitions(on_bucket=on_bucket).resolve_job_def(EXPORT_JOB)
+    with dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else dg.DagsterInstance.ephemeral() as instance:
+        try:
+            result = job.execute_in_process(
+                run_config=run_config,
+                instance=instance,
+                tags={
+                    "dagster/asset_partition_range_start": ALL_BUCKETS[0],
+                    "dagster/asset_partition_range_end": ALL_BUCKETS[-1],
+                },
+            )
+        except dg.Failure as failure:
+            if isinstance(failure.__cause__, LakeError):
+                raise failure.__cause__ from None
+            raise
+    (seal,) = result.asset_materializations_for_node("manifest")
+    run = load_run(config.store(), str(seal.metadata["run_id"].value))
+    return ExportResult.of(run.manifest(), run.store.uri, created=bool(seal.metadata["sealed_now"].value))

@@ -1,0 +1,161 @@
+"""Commands that look at runs: runs, show, verify, diff."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from lake_pipeline.cli.options import data_root_option
+from lake_pipeline.cli.output import format_option, print_mapping, print_rows, progress, readable_bytes
+
+__all__ = ["COMMANDS"]
+
+
+@click.command()
+@data_root_option
+@format_option
+def runs(data_root: str | None, format_: str) -> None:
+    """List all runs, sealed or not, with their sizes and coverage."""
+    from lake_pipeline.core.buckets import ALL_BUCKETS
+    from lake_pipeline.errors import LakeError
+    from lake_pipeline.io import layout
+    from lake_pipeline.run import list_run_ids, load_run
+    from lake_pipeline.settings import LakeSettings
+
+    lake = LakeSettings(data_root=data_root).store()
+    rows: list[dict[str, Any]] = []
+    for run_id in list_run_ids(lake):
+        row: dict[str, Any] = dict.fromkeys(
+            ("run_id", "state", "interval", "window", "alerts", "kept", "complete", "candles", "files", "bytes")
+        )
+        row["run_id"] = run_id
+        try:
+            run = load_run(lake, run_id)
+            row |= {"interval": run.spec.interval, "window": run.spec.window}
+            if run.sealed:
+                manifest = run.manifest()
+                coverage = manifest.coverage
+                row |= {
+                    "state": "sealed",
+                    "alerts": manifest.inputs.alerts.rows,
+                    "kept": coverage.kept_events,
+                    "complete": coverage.complete,
+                    "candles": manifest.total_rows,
+                    "files": manifest.total_files,
+                    "bytes": manifest.total_bytes,
+                }
+            else:
+                done = sum(run.store.exists(layout.receipt_path(bucket)) for bucket in ALL_BUCKETS)
+                row["state"] = f"{done} of {len(ALL_BUCKETS)} buckets"
+        except LakeError as error:
+            row["state"] = f"damaged: {error}"
+        rows.append(row)
+    print_rows(rows, format_, empty=f"no runs under {lake.uri}; `lake demo` makes one")
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@data_root_option
+@format_option
+def show(run_id: str, data_root: str | None, format_: str) -> None:
+    """Show one run: its settings, inputs, coverage, ledger and files."""
+    from lake_pipeline.core.buckets import format_buckets
+    from lake_pipeline.run import load_run
+    from lake_pipeline.settings import LakeSettings
+
+    run = load_run(LakeSettings(data_root=data_root).store(), run_id)
+    values: dict[str, Any] = {
+        "run_id": run.run_id,
+        "path": run.store.uri,
+        "run_fingerprint": run.record.run_fingerprint,
+    }
+    values |= {name: value for name, value in run.record.spec.items() if value is not None}
+    values["source"] = f"{run.record.source['database']}.{run.record.source['table']}"
+    if run.sealed:
+        manifest = run.manifest()
+        values |= {
+            "state": "sealed",
+            "alerts": manifest.inputs.alerts.rows,
+            "coverage": manifest.coverage.model_dump(),
+            "ledger": manifest.ledger.model_dump(),
+            "candles": manifest.total_rows,
+            "files": manifest.total_files,
+            "bytes": manifest.total_bytes,
+            "content_sha256": manifest.content_sha256,
+        }
+        print_mapping(values, format_, document=manifest.model_dump(mode="json"))
+        return
+    bad = [state for state in run.bucket_states() if not state.receipt]
+    values["state"] = "not sealed"
+    values["buckets_missing"] = f"{len(bad)} of 256: {format_buckets(state.bucket for state in bad)}" if bad else "none"
+    print_mapping(values, format_)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@data_root_option
+@format_option
+def verify(run_id: str, data_root: str | None, format_: str) -> None:
+    """Check every byte and every rule of a sealed run; name each fault. Exit code 1 if there are any.
+
+    Hashes all files, looks for missing and foreign ones, recounts rows, rebuilds the manifest from the receipts,
+    and reads every candle: schema, order, uniqueness, sanity, windows, coverage.
+    """
+    from lake_pipeline.io.layout import run_folder
+    from lake_pipeline.settings import LakeSettings
+    from lake_pipeline.verify import verify_run
+
+    store = LakeSettings(data_root=data_root).store().sub(run_folder(run_id))
+    with progress("hashing bytes", None) as advance:
+        report = verify_run(store, run_id, on_file=advance)
+    if format_ == "table":
+        for fault in report.faults:
+            click.echo(f"FAULT  {fault}")
+        verdict = (
+            "verified: it is what its manifest says" if report.ok else f"NOT verified: {len(report.faults)} faults"
+        )
+        click.echo(
+            f"run {run_id} {verdict} ({report.files} files, {readable_bytes(report.bytes)}, {report.rows:,} candles)"
+        )
+    elif format_ == "json":
+        print_mapping({**asdict(report), "ok": report.ok}, format_)
+    else:
+        print_rows([{"run_id": run_id, "fault": fault} for fault in report.faults], format_)
+    if not report.ok:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("run_a", metavar="RUN_A")
+@click.argument("run_b", metavar="RUN_B")
+@data_root_option
+@format_option
+def diff(run_a: str, run_b: str, data_root: str | None, format_: str) -> None:
+    """Show which settings, buckets, mints and alerts differ between two sealed runs. Exit code 1 if content does."""
+    from lake_pipeline.diff import diff_runs
+    from lake_pipeline.run import load_run
+    from lake_pipeline.settings import LakeSettings
+
+    lake = LakeSettings(data_root=data_root).store()
+    found = diff_runs(load_run(lake, run_a), load_run(lake, run_b))
+    if format_ == "json":
+        print_mapping(asdict(found), format_)
+    elif format_ == "csv":
+        print_rows([asdict(mint) for mint in found.mints], format_)
+    else:
+        click.echo("content: " + ("identical" if found.same_content else "differs"))
+        for line in found.settings:
+            click.echo(f"setting  {line}")
+        if not found.same_content:
+            click.echo(f"{len(found.buckets)} buckets differ{': ' if found.buckets else ''}{', '.join(found.buckets)}")
+            if found.mints:
+                print_rows([asdict(mint) for mint in found.mints], format_)
+            for alert_id, what in found.alerts.items():
+                click.echo(f"alert {alert_id}: {what}")
+    if not found.same_content:
+        raise click.exceptions.Exit(1)
+
+
+COMMANDS = (runs, show, verify, diff)

@@ -1,0 +1,87 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lake_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lake_pipeline.api import ExportConfig
+
+__all__ = ["alerts_options", "data_root_option", "export_config", "run_options", "source_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+data_root_option = click.option(
+    "--data-root", metavar="DIR", help="Folder of the lake. [default: $LAKE_DATA_ROOT, else data]"
+)
+
+source_options = _all(
+    click.option("--table", metavar="NAME", help="The candle table. [default: ohlcv_candles]"),
+    click.option("--database", metavar="NAME", help="Its database. [default: $CLICKHOUSE_DATABASE, else the server's]"),
+)
+
+alerts_options = _all(
+    click.option("--alerts", metavar="FILE", help="Alerts: a .parquet, .csv or .duckdb file, or a URL."),
+    click.option("--duckdb", metavar="FILE", help="Alerts from a DuckDB file, whatever its ending."),
+    click.option("--alerts-table", metavar="NAME", help="Table of the DuckDB file. [default: the first usual one]"),
+    click.option("--from", "from_day", metavar="DAY", help="First UTC day of alerts, YYYY-MM-DD."),
+    click.option("--to", "to_day", metavar="DAY", help="Last UTC day of alerts, inclusive."),
+    click.option("--chain", metavar="NAME", help="The one chain of this export. [default: solana]"),
+)
+
+run_options = _all(
+    click.option("--interval", metavar="I", help="Candle length: 1s, 1m, 5m, 1h, any <n><s|m|h|d>."),
+    click.option("--window", metavar="W", help="pre<N>_post<M>: candles before and after the alert's own."),
+    alerts_options,
+    click.option("--run-id", metavar="ID", help="Name of the run. [default: derived from the content]"),
+    click.option("--compression", metavar="C", help="zstd, snappy or none. [default: zstd]"),
+    click.option("--target-file-mb", type=int, metavar="MB", help="Size at which a slice file closes. [default: 512]"),
+    click.option("--strict-coverage", is_flag=True, default=None, help="Drop alerts below the thresholds, really."),
+    click.option("--min-required-pre", type=int, metavar="N", help="Strict: candles before the anchor. [default: N]"),
+    click.option("--target-total", type=int, metavar="N", help="Strict: candles in all. [default: N+M]"),
+)
+
+
+def export_config(values: dict[str, Any], config: str | None = None) -> ExportConfig:
+    """Settings from a JSON file, if any, and the options that were given, which win. Raises ConfigError."""
+    from lake_pipeline.api import ExportConfig
+    from lake_pipeline.settings import parse_settings
+
+    settings = _read_json(config) if config else {}
+    settings |= {name: value for name, value in values.items() if value is not None}
+    duckdb = settings.pop("duckdb", None)
+    if duckdb:
+        if values.get("alerts"):
+            raise ConfigError("give --alerts or --duckdb, not both")
+        settings["alerts"] = duckdb
+    missing = [f"--{name}" for name in ("interval", "window", "alerts") if not settings.get(name)]
+    if missing:
+        raise click.UsageError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required")
+    return parse_settings(ExportConfig, settings)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"config file {path} must hold one JSON object of settings")
+    return settings

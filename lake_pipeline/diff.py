@@ -1,0 +1,116 @@
+"""What differs between two runs: settings, alerts, and candles by bucket and mint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from lake_pipeline.core.manifest import FileEntry, Manifest
+from lake_pipeline.core.schemas import COVERAGE_SCHEMA, SLICE_SCHEMA
+from lake_pipeline.errors import RunNotSealed
+from lake_pipeline.io import layout
+from lake_pipeline.io.parquet import read_table
+from lake_pipeline.run import Run
+
+__all__ = ["MintDiff", "RunDiff", "diff_runs"]
+
+
+@dataclass(frozen=True)
+class MintDiff:
+    """Candles of one mint that only one run has, or that both have with other values."""
+
+    bucket: str
+    mint: str
+    only_in_a: int
+    only_in_b: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class RunDiff:
+    """Differences of run A to run B; empty lists where there are none.
+
+    `buckets` are those whose files differ, whether or not a candle does; `alerts` maps an alert_id to
+    what differs: `only in A`, `only in B`, or the names of its coverage columns.
+    """
+
+    run_a: str
+    run_b: str
+    same_content: bool
+    settings: list[str]
+    buckets: list[str]
+    mints: list[MintDiff]
+    alerts: dict[str, str]
+
+
+def diff_runs(a: Run, b: Run) -> RunDiff:
+    """Compare two sealed runs (else RunNotSealed). Equal content hashes settle it without reading a candle."""
+    for run in (a, b):
+        if not run.sealed:
+            raise RunNotSealed(f"run {run.run_id!r} is not sealed; only sealed runs can be compared")
+    manifest_a, manifest_b = a.manifest(), b.manifest()
+    settings = [line.replace(" != ", " -> ") for line in a.record.differences(b.record)]
+    if manifest_a.content_sha256 == manifest_b.content_sha256:
+        return RunDiff(a.run_id, b.run_id, True, settings, [], [], {})
+    files_a, files_b = _by_bucket(a, manifest_a), _by_bucket(b, manifest_b)
+    buckets = [
+        bucket
+        for bucket in sorted(files_a.keys() | files_b.keys())
+        if [file.sha256 for file in files_a.get(bucket, [])] != [file.sha256 for file in files_b.get(bucket, [])]
+    ]
+    mints = [
+        mint
+        for bucket in buckets
+        for mint in _diff_mints(bucket, _read(a, files_a.get(bucket, [])), _read(b, files_b.get(bucket, [])))
+    ]
+    return RunDiff(a.run_id, b.run_id, False, settings, buckets, mints, _diff_alerts(a, b))
+
+
+def _by_bucket(run: Run, manifest: Manifest) -> dict[str, list[FileEntry]]:
+    prefix = f"{layout.slices_folder(run.spec)}/mint_bucket="
+    buckets: dict[str, list[FileEntry]] = {}
+    for file in manifest.files:
+        if file.path.startswith(prefix):
+            buckets.setdefault(file.path.removeprefix(prefix)[:2], []).append(file)
+    return buckets
+
+
+def _read(run: Run, files: Sequence[FileEntry]) -> pa.Table:
+    tables = [read_table(run.store, file.path, SLICE_SCHEMA) for file in files]
+    return pa.concat_tables([SLICE_SCHEMA.empty_table(), *tables])
+
+
+def _diff_mints(bucket: str, a: pa.Table, b: pa.Table) -> list[MintDiff]:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.register("a", a)
+        connection.register("b", b)
+        rows = connection.execute(
+            """
+            SELECT coalesce(a.mint, b.mint) AS mint, count(*) FILTER (b.mint IS NULL),
+                   count(*) FILTER (a.mint IS NULL), count(*) FILTER (a.mint IS NOT NULL AND b.mint IS NOT NULL)
+            FROM a FULL JOIN b ON a.mint = b.mint AND a.ts = b.ts
+            WHERE a IS DISTINCT FROM b
+            GROUP BY 1 ORDER BY 1
+            """
+        ).fetchall()
+    return [MintDiff(bucket, *row) for row in rows]
+
+
+def _diff_alerts(a: Run, b: Run) -> dict[str, str]:
+    def coverage(run: Run) -> dict[str, dict[str, object]]:
+        table = read_table(run.store, layout.COVERAGE, COVERAGE_SCHEMA)
+        return {row["alert_id"]: row for row in table.to_pylist()}
+
+    rows_a, rows_b = coverage(a), coverage(b)
+    found = {}
+    for alert_id in sorted(rows_a.keys() | rows_b.keys()):
+        row_a, row_b = rows_a.get(alert_id), rows_b.get(alert_id)
+        if row_a is None or row_b is None:
+            found[alert_id] = "only in B" if row_a is None else "only in A"
+        elif row_a != row_b:
+            found[alert_id] = ", ".join(name for name in row_a if row_a[name] != row_b[name])
+    return found
