@@ -66,13 +66,10 @@ def show(run_id: str, data_root: str | None, format_: str) -> None:
     from lake_pipeline.settings import LakeSettings
 
     run = load_run(LakeSettings(data_root=data_root).store(), run_id)
-    values: dict[str, Any] = {
-        "run_id": run.run_id,
-        "path": run.store.uri,
-        "run_fingerprint": run.record.run_fingerprint,
-    }
-    values |= {name: value for name, value in run.record.spec.items() if value is not None}
-    values["source"] = f"{run.record.source['database']}.{run.record.source['table']}"
+    record = run.record
+    values: dict[str, Any] = {"run_id": run_id, "path": run.store.uri, "run_fingerprint": record.run_fingerprint}
+    values |= {name: value for name, value in record.spec.items() if value is not None}
+    values["source"] = f"{record.source['database']}.{record.source['table']}"
     if run.sealed:
         manifest = run.manifest()
         values |= {
@@ -113,9 +110,7 @@ def verify(run_id: str, data_root: str | None, format_: str) -> None:
     if format_ == "table":
         for fault in report.faults:
             click.echo(f"FAULT  {fault}")
-        verdict = (
-            "verified: it is what its manifest says" if report.ok else f"NOT verified: {len(report.faults)} faults"
-        )
+        verdict = "verified, nothing differs" if report.ok else f"NOT verified: {len(report.faults)} faults"
         click.echo(
             f"run {run_id} {verdict} ({report.files} files, {readable_bytes(report.bytes)}, {report.rows:,} candles)"
         )

@@ -1,0 +1,46 @@
+# Everything sets itself up: nothing is needed but Python 3.11 or newer with its venv module.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DAGSTER_HOME := $(CURDIR)/.dagster
+DATA_ROOT ?= data
+
+.PHONY: demo test check ui format clean help
+
+help:  ## Show this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Synthetic candles into an embedded ClickHouse, exported and sealed
+	DAGSTER_HOME=$(DAGSTER_HOME) $(BIN)/lake demo --data-root $(DATA_ROOT)
+
+test: $(VENV)/installed  ## All tests
+	$(BIN)/python -m pytest -n auto -q
+
+check: $(VENV)/installed  ## Lint, types, import boundaries
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Dagster's UI on localhost:3000
+	DAGSTER_HOME=$(DAGSTER_HOME) LAKE_DATA_ROOT=$(abspath $(DATA_ROOT)) $(BIN)/dagster dev
+
+format: $(VENV)/installed  ## Apply the formatter
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and Dagster's state; data stays
+	rm -rf $(VENV) $(DAGSTER_HOME)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded]' --group dev
+	@touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	@mkdir -p $(DAGSTER_HOME)
+	@ln -sf ../dagster.yaml $@
