@@ -44,9 +44,8 @@ def main() -> None:
     """Run the command line; errors of the package become one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        lake(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        # Without standalone mode click returns what ctx.exit or Exit was given, and None after a command.
+        sys.exit(lake(standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -26,7 +26,7 @@ def build_definitions(
     """Fresh Definitions.
 
     `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`); `backfill_policy` that of
-    every asset (default: one run for all partitions); `on_bucket` sees each exported bucket.
+    `candles` (default: one run for all partitions); `on_bucket` sees each exported bucket.
     """
     policy = backfill_policy or dg.BackfillPolicy.single_run()
     with warnings.catch_warnings():

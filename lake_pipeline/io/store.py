@@ -289,7 +289,7 @@ def _make_folder(folder: Path) -> None:
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
     if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of a folder", str(folder))
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     _sync_folder(folder.parent)
 
 
@@ -300,6 +300,7 @@ _ADVICE: Final = {
     errno.EACCES: "permission denied: check the owner and mode of the folder",
     errno.EPERM: "not permitted: check the owner of the folder, and that its file system has hard links",
     errno.ENOTSUP: "not supported here: the lake needs a file system with hard links",
+    errno.ENOTDIR: "a file is in the way of a folder: move it away",
     errno.ENOENT: "there is no such file",
     errno.EIO: "the disk reported an I/O error: check it before trusting anything on it",
 }

@@ -31,9 +31,13 @@ _RETRY: Final = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONE
 def build_lake_assets(
     backfill_policy: dg.BackfillPolicy, on_bucket: Callable[[BucketResult], None] | None = None
 ) -> list[dg.AssetsDefinition]:
-    """The four assets; `on_bucket` sees each bucket as it is done, in the process that exports it."""
+    """The four assets; `backfill_policy` is that of `candles`, `on_bucket` sees each bucket as it is done.
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, backfill_policy=backfill_policy)
+    Dagster takes no other policy than one run for an unpartitioned asset.
+    """
+    single_run = dg.BackfillPolicy.single_run()
+
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, backfill_policy=single_run)
     def alerts(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -107,7 +111,7 @@ def build_lake_assets(
             context.add_asset_metadata(metadata.bucket_metadata(result, run.run_id), partition_key=result.bucket)
         return dg.MaterializeResult()
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=backfill_policy)
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=single_run)
     def coverage(
         lake: LakeResource, lake_run: LakeRunResource, candle_source: CandleSourceResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -120,7 +124,7 @@ def build_lake_assets(
             result = cover_run(run, threads=candle_source.thread_count)
         return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, f"{run.store.uri}/{layout.COVERAGE}"))
 
-    @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=backfill_policy)
+    @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=single_run)
     def manifest(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -146,7 +150,7 @@ def build_lake_assets(
 
 def _details(context: dg.AssetExecutionContext, **more: str) -> dict[str, str]:
     """What provenance.json says of the Dagster run."""
-    return {"dagster_run_id": context.run_id, **more}
+    return {"dagster_run_id": context.run.run_id, **more}
 
 
 class _Progress:
