@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import candle_keys, candle_table, reconcile
-from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.core.canonical import canonical_json, sha256_hex, table_digest
 from lake_pipeline.core.plan import build_plan, group_buckets
 from lake_pipeline.core.spec import LAKE_VERSION, RunSpec
 from lake_pipeline.errors import ConfigError
@@ -115,7 +115,7 @@ def export_alert_slices(
     so that a candle in two windows counts twice.
     """
     plan = build_plan(alerts, spec)
-    fingerprint = _fingerprint(source, spec, {"alerts": alerts.column("alert_id").to_pylist()})
+    fingerprint = _fingerprint(source, spec, {"alerts": table_digest(alerts)})
     target = output or Path("slices", f"alerts_{spec.interval}_{spec.window}_{fingerprint}")
     ids, interval_ms = alerts.column("alert_id").to_pylist(), spec.interval_s * 1000
     rows = duplicates = rejected = 0

@@ -137,3 +137,14 @@ class VerificationFailed(RunError):
     def __init__(self, message: str, faults: Sequence[str]) -> None:
         super().__init__(message)
         self.faults = tuple(faults)
+
+    @classmethod
+    def of(cls, run_id: str, faults: Sequence[str]) -> VerificationFailed:
+        """The error of a sealed run with these faults, the first twenty of them in the message."""
+        shown = "".join(f"\n  {fault}" for fault in faults[:20])
+        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+        return cls(
+            f"run {run_id} is sealed, but {len(faults)} things are not what was sealed:{shown}{more}\n"
+            "A sealed run is never repaired: restore the files from a copy, or export under another run_id",
+            faults,
+        )

@@ -32,7 +32,7 @@ from lake_pipeline.core.candles import (
 from lake_pipeline.core.coverage import MEASURES, kept_mask, measure_windows
 from lake_pipeline.core.manifest import Ledger, Receipt, RunRecord
 from lake_pipeline.core.plan import BucketGroup, Plan, build_plan, group_buckets
-from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA
+from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
 from lake_pipeline.core.spec import RunSpec, check_run_id, derive_run_id, run_fingerprint
 from lake_pipeline.core.window import merge_windows
 from lake_pipeline.errors import (
@@ -46,7 +46,7 @@ from lake_pipeline.errors import (
 )
 from lake_pipeline.io import layout
 from lake_pipeline.io.alerts import read_alerts
-from lake_pipeline.io.parquet import SliceWriter, write_table
+from lake_pipeline.io.parquet import SliceWriter, read_table, write_table
 from lake_pipeline.io.provenance import append_event
 from lake_pipeline.io.source import CandleSource, SliceRequest
 from lake_pipeline.io.store import Store
@@ -156,12 +156,14 @@ def snapshot_alerts(
     run.require_same(record)
     if not run.sealed:
         if not store.exists(layout.ALERTS):
-            write_table(store, layout.ALERTS, alerts.alerts)
+            # The rejected rows first: once alerts.parquet is there, the snapshot is whole.
             if alerts.rejected.num_rows and not store.exists(layout.REJECTED_ALERTS):
                 write_table(store, layout.REJECTED_ALERTS, alerts.rejected)
+            write_table(store, layout.ALERTS, alerts.alerts)
         with store.lock(exclusive=True):
             append_event(store, "alerts", {**details, "rows_in": alerts.rows_in})
     run.alerts()
+    _warn_of_other_rejects(run, alerts.rejected)
     return run, SnapshotResult(
         run_id=record.run_id,
         run_fingerprint=record.run_fingerprint,
@@ -174,6 +176,21 @@ def snapshot_alerts(
         reasons=dict(_reasons(alerts)),
         created=created,
     )
+
+
+def _warn_of_other_rejects(run: Run, rejected: pa.Table) -> None:
+    """Rejected rows are no part of a run's identity: an input that differs in them alone meets the first snapshot."""
+    stored = REJECTED_ALERTS_SCHEMA.empty_table()
+    if run.store.exists(layout.REJECTED_ALERTS):
+        stored = read_table(run.store, layout.REJECTED_ALERTS, REJECTED_ALERTS_SCHEMA)
+    if not stored.equals(rejected):
+        logger.warning(
+            "run %s keeps the %d rejected rows of its first snapshot; this input has the same usable alerts, "
+            "but %d rejected rows",
+            run.run_id,
+            stored.num_rows,
+            rejected.num_rows,
+        )
 
 
 def _reasons(alerts: NormalisedAlerts) -> Counter[str]:
@@ -201,10 +218,8 @@ def export_buckets(
     states = run.bucket_states(buckets, threads)
     invalid = [state for state in states if state.receipt is None]
     if invalid and run.sealed:
-        raise VerificationFailed(
-            f"run {run.run_id} is sealed, but {len(invalid)} of its buckets are not what was sealed",
-            [f"bucket {state.bucket}: {state.problem}" for state in invalid],
-        )
+        faults = [f"bucket {state.bucket}: {state.problem}" for state in invalid]
+        raise VerificationFailed.of(run.run_id, faults)
     done: dict[str, BucketResult] = {}
     failures: dict[str, LakeError] = {}
     for state in states:
@@ -379,7 +394,14 @@ class _Exporter:
                 if state.receipt:
                     return BucketResult.of(state.receipt, skipped=True)
                 receipt = self._write_bucket(bucket, chunks)
-                self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())
+                try:
+                    self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())
+                except AlreadyExists:
+                    # Another process was quicker; its commit counts if it stands up to what is stored.
+                    state = self.run.bucket_state(bucket)
+                    if state.receipt is None:
+                        raise
+                    return BucketResult.of(state.receipt, skipped=True)
                 return BucketResult.of(receipt, skipped=False)
         except LakeError as error:
             return error

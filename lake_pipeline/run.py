@@ -103,8 +103,12 @@ class Run:
             return list(pool.map(self.bucket_state, buckets))
 
     def bucket_files(self, bucket: str) -> list[str]:
-        """Paths of everything stored for a bucket but its receipt."""
-        files = [file.path for file in self.store.files(layout.bucket_folder(self.spec, bucket))]
+        """Paths of a bucket's parts, rejected candles and unfinished writes; not its receipt, nothing foreign."""
+        files = [
+            file.path
+            for file in self.store.files(layout.bucket_folder(self.spec, bucket))
+            if file.temporary or layout.is_part(file.path)
+        ]
         rejected = layout.rejected_path(bucket)
         return [*files, rejected] if self.store.exists(rejected) else files
 

@@ -13,15 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from lake_pipeline.core.buckets import ALL_BUCKETS, format_buckets
+from lake_pipeline.core.candles import gather_rejected
 from lake_pipeline.core.canonical import canonical_json, sha256_hex
-from lake_pipeline.core.coverage import MEASURES, coverage_table
+from lake_pipeline.core.coverage import gather_coverage
 from lake_pipeline.core.manifest import Exporter, FileEntry, Manifest, Receipt, Record, build_manifest
 from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
-from lake_pipeline.errors import BucketsMissing, RunError, StoreError
+from lake_pipeline.errors import BucketsMissing, StoreError
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table, table_bytes
 from lake_pipeline.io.provenance import append_event
@@ -36,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CoverageResult:
-    """Coverage of a run in counts of alerts, and the candles that were rejected."""
+    """Coverage of a run in counts of alerts, and the candles that were rejected.
+
+    `missing_alerts` are those of `missing_buckets`, which have no valid receipt yet; all else counts the others.
+    """
 
     run_id: str
     alerts: int
@@ -46,6 +49,8 @@ class CoverageResult:
     partial: int
     insufficient: int
     rejected_candles: int
+    missing_buckets: tuple[str, ...]
+    missing_alerts: int
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,15 @@ class SealResult:
 
 
 def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
-    """Write outputs/coverage.parquet, and rejected_candles.parquet if any, from the receipts of all buckets.
+    """Write outputs/coverage.parquet, and rejected_candles.parquet if any, from the receipts there are.
 
-    On a sealed run it only reads. Raises BucketsMissing naming the buckets without a valid receipt.
+    While buckets are missing, their alerts are missing from the table too: it is a look at an unfinished
+    run, and the seal writes it anew. On a sealed run nothing is written.
     """
-    receipts = _receipts(run, threads)
-    coverage = _coverage(run, receipts)
+    states = run.bucket_states(threads=threads)
+    receipts = [state.receipt for state in states if state.receipt]
+    alerts = run.alerts()
+    coverage = gather_coverage(alerts, receipts, run.spec)
     rejected = _rejected_candles(run, receipts)
     if not run.sealed:
         with run.store.lock(exclusive=True):
@@ -79,6 +87,8 @@ def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
         partial=statuses.count("partial"),
         insufficient=statuses.count("insufficient"),
         rejected_candles=rejected.num_rows,
+        missing_buckets=tuple(state.bucket for state in states if not state.receipt),
+        missing_alerts=alerts.num_rows - coverage.num_rows,
     )
 
 
@@ -92,7 +102,7 @@ def seal_run(run: Run, *, threads: int = 2, details: Mapping[str, Any] | None = 
         if run.sealed:
             return SealResult(require_verified(run, threads=threads), created=False)
         receipts = _receipts(run, threads)
-        coverage = _coverage(run, receipts)
+        coverage = gather_coverage(run.alerts(), receipts, run.spec)
         # The same bytes as those of the coverage step, unless a bucket was exported again after it.
         outputs = _write_outputs(run, coverage, _rejected_candles(run, receipts))
         inputs = [_entry(run, layout.ALERTS, run.alerts().num_rows)]
@@ -117,6 +127,16 @@ def seal_run(run: Run, *, threads: int = 2, details: Mapping[str, Any] | None = 
             coverage,
             layout.slices_folder(run.spec),
         )
+        if manifest.coverage.insufficient == coverage.num_rows:
+            logger.warning(
+                "run %s has no candle for any of its %d alerts: check interval %s, chain %s and table %s.%s",
+                run.run_id,
+                coverage.num_rows,
+                run.spec.interval,
+                run.spec.chain,
+                run.record.source["database"],
+                run.record.source["table"],
+            )
         _refuse_foreign_files(run, manifest)
         _write_checksums(run, manifest)
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
@@ -148,25 +168,6 @@ def _receipts(run: Run, threads: int) -> list[Receipt]:
     return receipts
 
 
-def _coverage(run: Run, receipts: Sequence[Receipt]) -> pa.Table:
-    """The coverage table, every alert exactly once; RunError when receipts and alerts do not match."""
-    alerts = run.alerts()
-    ids = [alert_id for receipt in receipts for alert_id in receipt.coverage["alert_id"]]
-    row_of = {alert_id: row for row, alert_id in enumerate(alerts.column("alert_id").to_pylist())}
-    if len(ids) != len(row_of) or set(ids) != row_of.keys():
-        raise RunError(
-            f"run {run.run_id}: the receipts cover {len(set(ids))} of {len(row_of)} alerts; "
-            "delete the folder receipts/ of this run and export it again"
-        )
-    rows = np.array([row_of[alert_id] for alert_id in ids], dtype=np.int64)
-    measures = {}
-    for name in MEASURES:
-        values = np.empty(len(rows), dtype=np.int64)
-        values[rows] = [value for receipt in receipts for value in receipt.coverage[name]]
-        measures[name] = values
-    return coverage_table(alerts, measures, run.spec)
-
-
 def _rejected_candles(run: Run, receipts: Sequence[Receipt]) -> pa.Table:
     """The rejected candles of all buckets, sorted by (mint, ts)."""
     tables = [
@@ -174,8 +175,7 @@ def _rejected_candles(run: Run, receipts: Sequence[Receipt]) -> pa.Table:
         for receipt in receipts
         if receipt.rejected
     ]
-    table = pa.concat_tables([REJECTED_CANDLES_SCHEMA.empty_table(), *tables])
-    return table.sort_by([("mint", "ascending"), ("ts", "ascending")]).combine_chunks()
+    return gather_rejected(tables)
 
 
 def _write_outputs(run: Run, coverage: pa.Table, rejected: pa.Table) -> list[FileEntry]:

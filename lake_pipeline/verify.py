@@ -16,16 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
-from lake_pipeline.core.candles import REJECT_REASONS, VALUE_COLUMNS, candle_keys, reject_codes
+from lake_pipeline.core.candles import REJECT_REASONS, VALUE_COLUMNS, candle_keys, gather_rejected, reject_codes
 from lake_pipeline.core.canonical import root_hash, table_digest
-from lake_pipeline.core.coverage import MEASURES, coverage_table, measure_windows
+from lake_pipeline.core.coverage import MEASURES, coverage_table, gather_coverage, measure_windows
 from lake_pipeline.core.manifest import FileEntry, Manifest, Receipt, Record, build_manifest, parse_record
 from lake_pipeline.core.plan import Plan, build_plan
-from lake_pipeline.core.schemas import ALERTS_SCHEMA, COVERAGE_SCHEMA, SLICE_SCHEMA
+from lake_pipeline.core.schemas import (
+    ALERTS_SCHEMA,
+    COVERAGE_SCHEMA,
+    REJECTED_ALERTS_SCHEMA,
+    REJECTED_CANDLES_SCHEMA,
+    SLICE_SCHEMA,
+)
 from lake_pipeline.core.spec import LAKE_VERSION
 from lake_pipeline.errors import LakeError, RunNotFound, RunNotSealed, VerificationFailed
 from lake_pipeline.io import layout
-from lake_pipeline.io.parquet import read_table
+from lake_pipeline.io.parquet import read_table, table_bytes
 from lake_pipeline.io.store import Store, hash_file
 from lake_pipeline.run import Run
 
@@ -54,12 +60,7 @@ def require_verified(run: Run, *, threads: int = 2) -> Manifest:
     """The manifest of a sealed run that verifies; VerificationFailed otherwise."""
     report = verify_run(run.store, run.run_id, threads=threads)
     if not report.ok:
-        shown = "\n".join(f"  {fault}" for fault in report.faults[:20])
-        raise VerificationFailed(
-            f"run {run.run_id} is sealed, but {len(report.faults)} things are not what its manifest says:\n{shown}\n"
-            "A sealed run is never repaired: restore the files from a copy, or export under another run_id",
-            report.faults,
-        )
+        raise VerificationFailed.of(run.run_id, report.faults)
     return run.manifest()
 
 
@@ -157,10 +158,24 @@ class _Checker:
             receipts = [
                 parse_record(Receipt, self.store.read(path), path) for path in map(layout.receipt_path, ALL_BUCKETS)
             ]
-            alerts = read_table(self.store, layout.ALERTS, ALERTS_SCHEMA)
-            coverage = read_table(self.store, layout.COVERAGE, COVERAGE_SCHEMA)
         except LakeError as error:
             self.faults.append(str(error))
+            return
+        entries: dict[str, tuple[FileEntry, pa.Schema]] = {}
+        schemas = {
+            layout.ALERTS: ALERTS_SCHEMA,
+            layout.REJECTED_ALERTS: REJECTED_ALERTS_SCHEMA,
+            layout.COVERAGE: COVERAGE_SCHEMA,
+            layout.REJECTED_CANDLES: REJECTED_CANDLES_SCHEMA,
+        }
+        entries |= {entry.path: (entry, schemas[entry.path]) for entry in manifest.files if entry.path in schemas}
+        rejected = [receipt.rejected for receipt in receipts if receipt.rejected]
+        entries |= {entry.path: (entry, REJECTED_CANDLES_SCHEMA) for entry in rejected}
+        tables = {path: self._table(entry, schema) for path, (entry, schema) in entries.items()}
+        alerts, coverage = tables.get(layout.ALERTS), tables.get(layout.COVERAGE)
+        if alerts is None or coverage is None or any(table is None for table in tables.values()):
+            if not self.faults:
+                self.faults.append(f"{layout.MANIFEST} does not list {layout.ALERTS} and {layout.COVERAGE}")
             return
         if table_digest(alerts) != manifest.inputs.alerts.digest:
             self.faults.append(f"{layout.ALERTS}: its values are not those of inputs.alerts.digest")
@@ -172,6 +187,7 @@ class _Checker:
         self._rebuild(manifest, receipts, coverage)
         if self.faults:
             return
+        self._outputs(manifest, receipts, tables)
         plan = build_plan(alerts, manifest.run_spec)
         kept = coverage.column("kept").to_numpy(zero_copy_only=False)
         with ThreadPoolExecutor(threads) as pool:
@@ -196,6 +212,40 @@ class _Checker:
                         f"{layout.COVERAGE}: alert {recount.column('alert_id')[row].as_py()!r} has {name} {stored}, "
                         f"its candles say {counted}"
                     )
+
+    def _table(self, entry: FileEntry, schema: pa.Schema) -> pa.Table | None:
+        """A table as its entry describes it, or None and a fault."""
+        try:
+            table = read_table(self.store, entry.path, schema)
+        except LakeError as error:
+            self.faults.append(f"{entry.path}: {error}")
+            return None
+        if table.num_rows != entry.rows:
+            self.faults.append(f"{entry.path} has {table.num_rows} rows, sealed with {entry.rows}")
+        return table
+
+    def _outputs(self, manifest: Manifest, receipts: Sequence[Receipt], tables: dict[str, pa.Table]) -> None:
+        """The outputs must be what the receipts add up to, row by row."""
+        try:
+            wanted = gather_coverage(tables[layout.ALERTS], receipts, manifest.run_spec)
+        except LakeError as error:
+            self.faults.append(f"{layout.COVERAGE}: {error}")
+            return
+        stored = tables[layout.COVERAGE]
+        for row in range(wanted.num_rows) if not stored.equals(wanted) else ():
+            ours, theirs = wanted.slice(row, 1).to_pylist()[0], stored.slice(row, 1).to_pylist()[0]
+            self.faults += [
+                f"{layout.COVERAGE}: alert {ours['alert_id']!r} has {name} {theirs[name]!r}, "
+                f"its receipt says {ours[name]!r}"
+                for name in ours
+                if ours[name] != theirs[name]
+            ]
+        parts = [tables[receipt.rejected.path] for receipt in receipts if receipt.rejected]
+        gathered = gather_rejected(parts)
+        listed = tables.get(layout.REJECTED_CANDLES, REJECTED_CANDLES_SCHEMA.empty_table())
+        # Compared as the bytes they are written as: NaN, which rejected candles hold, equals nothing.
+        if table_bytes(listed) != table_bytes(gathered):
+            self.faults.append(f"{layout.REJECTED_CANDLES} is not what the receipts' rejected candles add up to")
 
     def _rebuild(self, manifest: Manifest, receipts: Sequence[Receipt], coverage: pa.Table) -> None:
         """The manifest must be the one its own records and tables lead to."""
@@ -226,10 +276,13 @@ class _Checker:
         receipts_paths |= {receipt.rejected.path for receipt in receipts if receipt.rejected}
         if {record.path for record in manifest.records} != receipts_paths:
             self.faults.append(f"{layout.MANIFEST}: records are not exactly the receipts and what they point to")
-        rejected = sum(receipt.rejected.rows for receipt in receipts if receipt.rejected)
-        listed = by_path[layout.REJECTED_CANDLES].rows if layout.REJECTED_CANDLES in by_path else 0
-        if rejected != listed:
-            self.faults.append(f"{layout.REJECTED_CANDLES} has {listed} rows, the receipts count {rejected}")
+        for receipt in receipts:
+            counted = receipt.rejected.rows if receipt.rejected else 0
+            if counted != receipt.ledger.rejected:
+                self.faults.append(
+                    f"{layout.receipt_path(receipt.mint_bucket)}: its ledger has {receipt.ledger.rejected} rejected "
+                    f"candles, its file {counted}"
+                )
 
 
 @dataclass
@@ -342,20 +395,25 @@ class _BucketChecker:
         low: list[int] = []
         high: list[int] = []
         rows = 0
-        with self.store.open(entry.path) as file:
-            parquet = pq.ParquetFile(file)
-            metadata: dict[bytes, Any] = parquet.metadata.metadata or {}
-            if not parquet.schema_arrow.equals(SLICE_SCHEMA):
-                self._fault(f"{entry.path} has another schema than the format's")
-                return
-            if metadata.get(b"lake_format") != LAKE_VERSION.encode():
-                self._fault(f"{entry.path} does not name lake format {LAKE_VERSION} in its footer")
-            for number in range(parquet.num_row_groups):
-                table = parquet.read_row_group(number)
-                ts = table.column("ts").cast(pa.int64()).to_numpy()
-                low.append(int(ts.min()))
-                high.append(int(ts.max()))
-                rows += len(ts)
-                yield table
-        if (rows, min(low), max(high)) != (entry.rows, entry.min_ts_ms, entry.max_ts_ms):
+        try:
+            with self.store.open(entry.path) as file:
+                parquet = pq.ParquetFile(file)
+                metadata: dict[bytes, Any] = parquet.metadata.metadata or {}
+                if not parquet.schema_arrow.equals(SLICE_SCHEMA):
+                    self._fault(f"{entry.path} has another schema than the format's")
+                    return
+                if metadata.get(b"lake_format") != LAKE_VERSION.encode():
+                    self._fault(f"{entry.path} does not name lake format {LAKE_VERSION} in its footer")
+                for number in range(parquet.num_row_groups):
+                    table = parquet.read_row_group(number)
+                    ts = table.column("ts").cast(pa.int64()).to_numpy()
+                    if len(ts):
+                        low.append(int(ts.min()))
+                        high.append(int(ts.max()))
+                        rows += len(ts)
+                        yield table
+        except (pa.ArrowException, OSError) as error:
+            self._fault(f"{entry.path} is not a readable Parquet file: {error}")
+            return
+        if (rows, min(low, default=None), max(high, default=None)) != (entry.rows, entry.min_ts_ms, entry.max_ts_ms):
             self._fault(f"{entry.path}: rows or time range are not what the manifest says")

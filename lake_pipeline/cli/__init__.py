@@ -43,6 +43,8 @@ for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS):
 def main() -> None:
     """Run the command line; errors of the package become one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for noisy in ("urllib3", "clickhouse_connect"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log is in the error that follows
     try:
         # Without standalone mode click returns what ctx.exit or Exit was given, and None after a command.
         sys.exit(lake(standalone_mode=False))

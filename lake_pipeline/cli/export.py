@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,9 @@ def _print_export(result: ExportResult, format_: str) -> None:
 @data_root_option
 @source_options
 @click.option("--threads", type=int, metavar="N", help="Queries and encoders at once. [default: cores, at most 8]")
-@click.option("--config", metavar="FILE", help="A JSON object of settings by their option names; options win over it.")
+@click.option(
+    "--config", metavar="FILE", help="A JSON object of settings (docs/configuration.md); options win over it."
+)
 @format_option
 def export_run_slices(format_: str, config: str | None, **values: Any) -> None:
     """Export the candles around every alert and seal the run.
@@ -92,6 +95,8 @@ def demo(data_root: str | None, format_: str) -> None:
 
     root = LakeSettings(data_root=data_root).root
     candles, alerts = write_demo_inputs(Path(root, "demo"))
+    # The demo's broken alerts are meant to be: they show in its summary, not as a warning.
+    logging.getLogger("lake_pipeline.export").setLevel(logging.ERROR)
     loaded = _load([str(candles)], data_root, {}, None, None)
     config = export_config(
         {"data_root": root, "alerts": str(alerts), "interval": DEMO_INTERVAL, "window": DEMO_WINDOW, "run_id": "demo"}
@@ -103,6 +108,7 @@ def demo(data_root: str | None, format_: str) -> None:
     click.echo(
         f"candles loaded into the embedded engine: {loaded.rows:,} rows, {loaded.inserted:,} new, "
         f"{loaded.present:,} already there\n"
+        "alerts: 64, of which four are broken on purpose and set apart with their reasons\n"
     )
     print_mapping(_summary(result), format_)
     click.echo("\nlongest gaps:")
@@ -169,7 +175,9 @@ def load_candles_command(
 @click.command()
 @run_options
 @data_root_option
-@click.option("--config", metavar="FILE", help="A JSON object of settings by their option names; options win over it.")
+@click.option(
+    "--config", metavar="FILE", help="A JSON object of settings (docs/configuration.md); options win over it."
+)
 @format_option
 def plan(format_: str, config: str | None, **values: Any) -> None:
     """Show what an export would do: alerts, mints, windows, upper bounds of rows. Touches nothing.

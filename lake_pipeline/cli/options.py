@@ -39,7 +39,7 @@ source_options = _all(
 
 alerts_options = _all(
     click.option("--alerts", metavar="FILE", help="Alerts: a .parquet, .csv or .duckdb file, or a URL."),
-    click.option("--duckdb", metavar="FILE", help="Alerts from a DuckDB file, whatever its ending."),
+    click.option("--duckdb", metavar="FILE", help="The same for a DuckDB file (.duckdb, .ddb or .db)."),
     click.option("--alerts-table", metavar="NAME", help="Table of the DuckDB file. [default: the first usual one]"),
     click.option("--from", "from_day", metavar="DAY", help="First UTC day of alerts, YYYY-MM-DD."),
     click.option("--to", "to_day", metavar="DAY", help="Last UTC day of alerts, inclusive."),

@@ -7,6 +7,7 @@ any moment, and the same table has to give the same candles before and after suc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lake_pipeline.core.schemas import SLICE_SCHEMA
+from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA, SLICE_SCHEMA
 
 __all__ = [
     "PRICE_COLUMNS",
@@ -25,6 +26,7 @@ __all__ = [
     "candle_keys",
     "candle_table",
     "float_rank",
+    "gather_rejected",
     "key_mint",
     "key_ts_ms",
     "reconcile",
@@ -107,6 +109,12 @@ def candle_table(block: CandleBlock, mints: pa.Array, interval_s: int) -> pa.Tab
         },
         schema=SLICE_SCHEMA,
     )
+
+
+def gather_rejected(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rejected candles of several buckets as one table, sorted by (mint, ts)."""
+    table = pa.concat_tables([REJECTED_CANDLES_SCHEMA.empty_table(), *tables])
+    return table.sort_by([("mint", "ascending"), ("ts", "ascending")]).combine_chunks()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from lake_pipeline.core.buckets import compute_mint_bucket
 from lake_pipeline.core.candles import candle_keys, key_ts_ms
+from lake_pipeline.core.manifest import Receipt
 from lake_pipeline.core.schemas import COVERAGE_SCHEMA
 from lake_pipeline.core.spec import RunSpec
+from lake_pipeline.errors import RunError
 
-__all__ = ["MEASURES", "compute_coverage", "coverage_table", "kept_mask", "measure_windows"]
+__all__ = ["MEASURES", "compute_coverage", "coverage_table", "gather_coverage", "kept_mask", "measure_windows"]
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -116,6 +118,26 @@ def kept_mask(measures: Mapping[str, Int64Array], spec: RunSpec) -> BoolArray:
         return np.ones(len(pre), dtype=bool)
     kept: BoolArray = (pre >= spec.required_pre) & (pre + post >= spec.required_total)
     return kept
+
+
+def gather_coverage(alerts: pa.Table, receipts: Sequence[Receipt], spec: RunSpec) -> pa.Table:
+    """The coverage table of the alerts these receipts cover, in the order of `alerts`.
+
+    Raises RunError when the receipts name an alert twice or one that `alerts` does not have.
+    """
+    ids = [alert_id for receipt in receipts for alert_id in receipt.coverage["alert_id"]]
+    row_of = {alert_id: row for row, alert_id in enumerate(alerts.column("alert_id").to_pylist())}
+    if len(set(ids)) != len(ids) or not row_of.keys() >= set(ids):
+        raise RunError("the receipts do not cover the run's alerts once each: they are of other alerts")
+    rows = np.array([row_of[alert_id] for alert_id in ids], dtype=np.int64)
+    order = np.argsort(rows)
+    measures = {}
+    for name in MEASURES:
+        values = [value for receipt in receipts for value in receipt.coverage[name]]
+        if len(values) != len(rows):
+            raise RunError(f"the receipts have {len(values)} values of {name} for {len(rows)} alerts")
+        measures[name] = np.array(values, dtype=np.int64)[order]
+    return coverage_table(alerts.take(pa.array(rows[order])), measures, spec)
 
 
 def coverage_table(alerts: pa.Table, measures: Mapping[str, Int64Array], spec: RunSpec) -> pa.Table:

@@ -286,6 +286,8 @@ def build_manifest(
                 f"run {run.run_id}: the ledger of bucket {receipt.mint_bucket} does not balance: "
                 f"{receipt.ledger.model_dump()}, rows in files {written}; delete its receipt and export it again"
             )
+    if coverage.num_rows != inputs[0].rows:
+        raise RunError(f"run {run.run_id}: coverage has {coverage.num_rows} rows for {inputs[0].rows} alerts")
     slices = [file for receipt in receipts for file in receipt.files]
     ledger = sum((receipt.ledger for receipt in receipts), Ledger())
     files = sorted([*inputs, *outputs, *slices], key=lambda file: file.path.encode())

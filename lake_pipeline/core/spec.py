@@ -78,6 +78,7 @@ class RunSpec:
         if self.from_day and self.to_day and self.from_day > self.to_day:
             raise ConfigError(f"the date range is empty: from {self.from_day} is after to {self.to_day}")
         derived = {
+            "interval": self.interval.lstrip("0"),
             "window": f"pre{pre}_post{post}",
             "chain": canonical_chain(self.chain),
             "min_required_pre": min_required_pre,

@@ -57,6 +57,7 @@ def coverage_metadata(result: CoverageResult, uri: str) -> Metadata:
         "partial": result.partial,
         "insufficient": result.insufficient,
         "rejected_candles": result.rejected_candles,
+        "missing_buckets": len(result.missing_buckets),
     }
 
 

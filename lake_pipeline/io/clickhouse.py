@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -135,9 +135,36 @@ class SourceConfig:
         """For messages: where this is, without credentials."""
         if self.embedded:
             return f"the embedded engine at {self.embedded_path}"
-        parts = urlsplit(self.dsn or "")
-        host, port = self.host or parts.hostname or "localhost", self.port or parts.port
-        return f"ClickHouse at {host}{f':{port}' if port else ''}"
+        where = self.connection()
+        port = f":{where['port']}" if where["port"] else ""
+        return f"ClickHouse at {where['host']}{port}"
+
+    def connection(self) -> dict[str, Any]:
+        """Arguments for the driver. A DSN names the server; user, password and database fill in what it leaves out.
+
+        TLS by `https://`, `clickhouses://`, `?secure=true` or the ports 443 and 8443. Raises ConfigError for a DSN
+        that is not one.
+        """
+        try:
+            dsn = urlsplit(self.dsn or "")
+            options = dict(parse_qsl(dsn.query, strict_parsing=bool(dsn.query)))
+            host, port = (dsn.hostname, dsn.port) if self.dsn else (self.host, self.port)
+        except ValueError:
+            raise ConfigError(
+                "the ClickHouse DSN does not parse: write clickhouse://user@host:8123/database, "
+                "with ?secure=true for TLS"
+            ) from None
+        secure = options.pop("secure", "").lower() in ("1", "true") or dsn.scheme in ("https", "clickhouses")
+        tls = secure or options.pop("interface", "") == "https" or port in (443, 8443)
+        return {
+            "host": host or "localhost",
+            "port": port or 0,
+            "username": unquote(dsn.username) if dsn.username else self.user,
+            "password": unquote(dsn.password) if dsn.password else self.password or "",
+            "database": unquote(dsn.path.strip("/")) or self.database,
+            "interface": "https" if tls else "http",
+            **options,
+        }
 
 
 def quote_table(database: str, table: str) -> str:
@@ -240,15 +267,11 @@ class ClickHouseSource:
                 return clickhouse_connect.get_client(
                     interface="chdb", path=config.embedded_path, database=config.database
                 )
-            return clickhouse_connect.get_client(
-                dsn=config.dsn,
-                host=config.host,
-                port=config.port or 0,
-                username=config.user,
-                password=config.password or "",
-                database=config.database,
-                client_name="lake-pipeline",
-            )
+            arguments = config.connection()
+            try:
+                return clickhouse_connect.get_client(**arguments, client_name="lake-pipeline")
+            except TypeError as error:  # DSN options are keyword arguments of the driver
+                raise ConfigError(f"the ClickHouse DSN has an option the driver does not take: {error}") from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -316,7 +339,8 @@ class ClickHouseSource:
 
 
 def _database(client: Any, config: SourceConfig) -> str:
-    return config.database or str(client.command("SELECT currentDatabase()"))
+    named = config.database if config.embedded else config.connection()["database"]
+    return named or str(client.command("SELECT currentDatabase()"))
 
 
 def _first_line(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.spec import RunSpec, check_run_id
 
 __all__ = [
@@ -22,7 +21,7 @@ __all__ = [
     "RUNS",
     "RUN_RECORD",
     "bucket_folder",
-    "bucket_of_rejected",
+    "is_part",
     "part_path",
     "receipt_path",
     "rejected_path",
@@ -40,7 +39,7 @@ CHECKSUMS: Final = "SHA256SUMS"
 MANIFEST: Final = "manifest.json"
 PROVENANCE: Final = "provenance.json"
 
-_REJECTED = re.compile(r"receipts/mint_bucket=([0-9a-f]{2})\.rejected\.parquet", re.ASCII)
+_PART = re.compile(r"part-[0-9]{4,}\.parquet", re.ASCII)
 
 
 def run_folder(run_id: str) -> str:
@@ -73,7 +72,6 @@ def rejected_path(bucket: str) -> str:
     return f"receipts/mint_bucket={bucket}.rejected.parquet"
 
 
-def bucket_of_rejected(path: str) -> str | None:
-    """The bucket whose `rejected_path` this is, None for any other path."""
-    match = _REJECTED.fullmatch(path)
-    return match[1] if match and match[1] in ALL_BUCKETS else None
+def is_part(path: str) -> bool:
+    """Whether a path names a slice file."""
+    return bool(_PART.fullmatch(path.rpartition("/")[2]))

@@ -230,7 +230,8 @@ class LocalStore:
         with _explained("lock", self.root):
             descriptor = os.open(self.root, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            with _explained("lock", self.root):
+                fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             yield
         finally:
             os.close(descriptor)

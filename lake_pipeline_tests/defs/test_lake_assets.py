@@ -132,7 +132,7 @@ def test_manifest_alone_seals_a_complete_run_even_before_coverage_was_materialis
 def test_a_single_partition_exports_its_bucket_and_stops_before_the_seal(run, store):
     result = run(partition="00")
     assert store.exists("receipts/mint_bucket=00.json")
-    assert "255 of 256 buckets missing" in failure(result, "coverage").description
+    assert "255 of 256 buckets missing" in failure(result, "manifest").description
     assert not store.exists("manifest.json")
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import dagster as dg
 
+from lake_pipeline.core.buckets import format_buckets
 from lake_pipeline.defs import metadata
 from lake_pipeline.defs.failures import as_failure, is_transient
 from lake_pipeline.defs.partitions import mint_buckets
@@ -113,15 +114,24 @@ def build_lake_assets(
 
     @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=single_run)
     def coverage(
-        lake: LakeResource, lake_run: LakeRunResource, candle_source: CandleSourceResource
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        lake_run: LakeRunResource,
+        candle_source: CandleSourceResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         """How much of each alert's window the candles fill: outputs/coverage.parquet, one row per alert.
 
-        Also gathers the rejected candles of all buckets. Fails, naming them, while buckets are missing.
+        Also gathers the rejected candles of all buckets. While buckets are missing, their alerts are missing here:
+        the table is then a look at an unfinished run, and the seal writes it anew.
         """
         with as_failure():
             run = lake_run.find(lake, candle_source)
             result = cover_run(run, threads=candle_source.thread_count)
+        if result.missing_buckets:
+            context.log.warning(
+                f"{len(result.missing_buckets)} of 256 buckets missing: {format_buckets(result.missing_buckets)}; "
+                f"{result.missing_alerts} alerts are not covered yet"
+            )
         return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, f"{run.store.uri}/{layout.COVERAGE}"))
 
     @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=single_run)

@@ -1,0 +1,158 @@
+"""What every test may use: a quiet environment, one embedded engine per process, tables of one's own.
+
+chDB takes one database path per process, so all tests of a worker share `engine_root`; a table is what a
+test has to itself. The engine is kept open for a module and closed at its end, so that a module of tests
+that needs another path can have it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from lake_pipeline.export import export_buckets
+from lake_pipeline.io.clickhouse import ClickHouseSource, SourceConfig
+from lake_pipeline.io.store import LocalStore
+from lake_pipeline.run import Run, load_run
+from lake_pipeline_tests.candles_for_tests import (
+    MARKET_SPEC,
+    STRICT_SPEC,
+    T0_MS,
+    Alert,
+    Candle,
+    create_table,
+    seal,
+    sealed_run,
+    sha1_bucket,
+    small_market,
+    start_run,
+    write_alerts,
+)
+
+# Whatever machine this runs on, no test may reach for its server or its lake.
+for name in [name for name in os.environ if name.startswith(("CLICKHOUSE_", "LAKE_"))]:
+    del os.environ[name]
+
+settings.register_profile("lake", max_examples=60, deadline=None, derandomize=True, database=None)
+settings.load_profile("lake")
+
+_TABLE_NUMBERS = itertools.count(1)
+
+SourceFactory = Callable[..., ClickHouseSource]
+
+
+@pytest.fixture(scope="session")
+def engine_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root whose `clickhouse` folder is this process's embedded database."""
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module")
+def engine(engine_root: Path) -> Iterator[ClickHouseSource]:
+    """A source on the shared database that stays open for the module; for DDL and inserts."""
+    with ClickHouseSource(SourceConfig(embedded_path=str(engine_root / "clickhouse"))) as source:
+        source.database()
+        yield source
+
+
+@pytest.fixture
+def table() -> str:
+    """A table name nobody else uses."""
+    return f"candles_{next(_TABLE_NUMBERS)}"
+
+
+@pytest.fixture
+def source_of(engine: ClickHouseSource) -> Iterator[SourceFactory]:
+    """Makes sources on the shared database, by table name, and closes them."""
+    opened: list[ClickHouseSource] = []
+
+    def make(table: str, **config: Any) -> ClickHouseSource:
+        source = ClickHouseSource(SourceConfig(embedded_path=engine.config.embedded_path, table=table, **config))
+        opened.append(source)
+        return source
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> LocalStore:
+    """An empty data root."""
+    return LocalStore(tmp_path / "data")
+
+
+@dataclass(frozen=True)
+class Market:
+    """A table of candles with every defect, the alerts on it and their file, with one row to reject."""
+
+    table: str
+    candles: list[Candle]
+    alerts: list[Alert]
+    csv: str
+
+    @property
+    def buckets(self) -> list[str]:
+        """The buckets that have an alert, sorted."""
+        return sorted({sha1_bucket(alert.mint) for alert in self.alerts})
+
+
+@pytest.fixture(scope="module")
+def market(engine: ClickHouseSource, tmp_path_factory: pytest.TempPathFactory) -> Market:
+    """The small market, in a table of the module's own."""
+    candles, alerts = small_market()
+    table = create_table(engine, f"market_{next(_TABLE_NUMBERS)}", candles)
+    unusable = Alert("unusable", "", T0_MS)
+    return Market(
+        table, candles, alerts, write_alerts(tmp_path_factory.mktemp("alerts") / "alerts.csv", [*alerts, unusable])
+    )
+
+
+@pytest.fixture
+def market_source(market: Market, source_of: SourceFactory) -> ClickHouseSource:
+    """A source on the market's table."""
+    return source_of(market.table)
+
+
+@pytest.fixture(scope="module")
+def unsealed_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `sealed_lake` keeps a copy of its run `plain` as it was before the seal."""
+    return tmp_path_factory.mktemp("unsealed")
+
+
+@pytest.fixture(scope="module")
+def sealed_lake(
+    market: Market, engine: ClickHouseSource, unsealed_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> LocalStore:
+    """A data root with two sealed runs of the market, `plain` and `strict`. Copy before you change it."""
+    lake = LocalStore(tmp_path_factory.mktemp("sealed"))
+    config = SourceConfig(embedded_path=engine.config.embedded_path, table=market.table)
+    with ClickHouseSource(config) as source:
+        run = start_run(lake, source, market.csv, MARKET_SPEC, "plain")
+        export_buckets(run, source)
+        shutil.copytree(lake.root, unsealed_root, dirs_exist_ok=True)
+        seal(run)
+        sealed_run(lake, source, market.csv, STRICT_SPEC, "strict")
+    return lake
+
+
+@pytest.fixture
+def copied_lake(sealed_lake: LocalStore, tmp_path: Path) -> LocalStore:
+    """A copy of the sealed lake to spoil."""
+    shutil.copytree(sealed_lake.root, tmp_path / "copy")
+    return LocalStore(tmp_path / "copy")
+
+
+@pytest.fixture
+def exported(sealed_lake: LocalStore, unsealed_root: Path, tmp_path: Path) -> Run:
+    """A run `plain` of the market with all its buckets, not sealed yet, to seal or spoil."""
+    shutil.copytree(unsealed_root, tmp_path / "exported")
+    return load_run(LocalStore(tmp_path / "exported"), "plain")
