@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from lake_pipeline.core.window import parse_window_spec
 from lake_pipeline.io.clickhouse import ClickHouseSource, SourceConfig, quote_table
 from lake_pipeline.io.queries import CREATE_CANDLES
 
@@ -89,7 +90,7 @@ def write_alerts(scale: Scale, path: Path, alerts: int, seed: int = 7) -> None:
     """Alerts on the first `called` mints, early enough that most windows are complete."""
     random = np.random.RandomState(seed)
     names = mint_names(scale.mints)
-    pre, post = (int(part.lstrip("prepost")) for part in scale.window.split("_"))
+    pre, post = parse_window_spec(scale.window)
     latest = max(pre + 1, scale.candles - post // 2)
     lines = ["alert_id,mint,ts_ms,caller"]
     for number in range(alerts):

@@ -147,11 +147,12 @@ def snapshot_alerts(
     `details` goes to provenance. Raises RunMismatch naming what differs.
     """
     store = lake.sub(layout.run_folder(record.run_id))
-    try:
-        store.create(layout.RUN_RECORD, record.to_bytes())
-        created = True
-    except AlreadyExists:
-        created = False
+    created = not store.exists(layout.RUN_RECORD)
+    if created:
+        try:
+            store.create(layout.RUN_RECORD, record.to_bytes())
+        except AlreadyExists:  # another process was quicker
+            created = False
     run = load_run(lake, record.run_id)
     run.require_same(record)
     if not run.sealed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -223,7 +224,9 @@ def _number_to_ms(value: Any, is_ms: bool) -> int | None:
         return None
     if value in (float("inf"), float("-inf")):
         return -1
-    return int(value // 1) if is_ms or abs(value) >= _FIRST_MILLISECOND_VALUE else int(value * 1000 // 1)
+    ms = value if is_ms or abs(value) >= _FIRST_MILLISECOND_VALUE else value * 1000
+    # A float of seconds is a hair off its millisecond: rounded to microseconds first, then floored.
+    return math.floor(round(ms, 3) if isinstance(ms, float) else ms)
 
 
 def _parse_text_time(text: str | None, is_ms: bool) -> int | None:

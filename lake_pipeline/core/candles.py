@@ -57,6 +57,8 @@ _TS_OFFSET: Final = 1 << (_TS_BITS - 1)
 
 def candle_keys(mint: Int64Array, ts_ms: Int64Array) -> Int64Array:
     """One int64 per (mint index, ts) that sorts like the pair; mint indices stay below 2**18."""
+    if len(mint) and int(mint.max()) >> (63 - _TS_BITS):
+        raise ValueError(f"candle_keys takes mint indices below {1 << (63 - _TS_BITS)}: split the mints")
     return (mint << _TS_BITS) + (ts_ms + _TS_OFFSET)
 
 

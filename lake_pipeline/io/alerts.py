@@ -138,7 +138,7 @@ def _read_duckdb(path: str, table: str | None) -> RawAlerts:
     try:
         with duckdb.connect(path, read_only=True) as connection:
             present = {
-                (schema, name)
+                (schema.lower(), name.lower())
                 for schema, name in connection.execute(
                     "SELECT table_schema, table_name FROM information_schema.tables"
                 ).fetchall()
@@ -146,7 +146,7 @@ def _read_duckdb(path: str, table: str | None) -> RawAlerts:
             wanted = (table,) if table else DUCKDB_TABLES
             for name in wanted:
                 schema, _, bare = name.rpartition(".")
-                if (schema or "main", bare) not in present:
+                if (schema.lower() or "main", bare.lower()) not in present:
                     continue
                 rows = connection.table(name).to_arrow_table()
                 if rows.num_rows or table:

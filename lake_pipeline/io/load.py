@@ -129,7 +129,10 @@ def _batches(file: str, chain: str | None, interval_s: int | None) -> Iterator[p
             with path.open(newline="", encoding="utf-8-sig") as stream:
                 header = stream.readline().strip().split(",")
             text = {name.strip('"'): pa.string() for name in header}
-            reader: Any = pacsv.open_csv(path, convert_options=pacsv.ConvertOptions(column_types=text))
+            reader: Any = pacsv.open_csv(
+                path,
+                convert_options=pacsv.ConvertOptions(column_types=text, null_values=[""], strings_can_be_null=True),
+            )
             schema, batches = reader.schema, iter(reader)
         elif path.suffix.lower() in (".parquet", ".pq"):
             parquet = pq.ParquetFile(path)

@@ -175,8 +175,9 @@ class LocalStore:
         """Every file below a folder, symbolic links included as they are."""
         found = []
         with _explained("list", self._path(path)):
-            for folder, _, names in os.walk(self._path(path), onerror=_raise_unless_missing):
-                for name in names:
+            for folder, folders, names in os.walk(self._path(path), onerror=_raise_unless_missing):
+                # A link to a folder is not followed but is there, so it counts as a file.
+                for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
                     full = Path(folder, name)
                     with contextlib.suppress(FileNotFoundError):  # gone between listing and looking
                         found.append(StoredFile(full.relative_to(self.root).as_posix(), full.lstat().st_size))
