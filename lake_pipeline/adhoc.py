@@ -20,6 +20,7 @@ from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import candle_keys, candle_table, reconcile
 from lake_pipeline.core.canonical import canonical_json, sha256_hex, table_digest
 from lake_pipeline.core.plan import build_plan, group_buckets
+from lake_pipeline.core.schemas import SLICE_SCHEMA
 from lake_pipeline.core.spec import LAKE_VERSION, RunSpec
 from lake_pipeline.errors import ConfigError
 from lake_pipeline.io.parquet import table_bytes
@@ -158,7 +159,7 @@ def _fingerprint(source: CandleSource, spec: RunSpec, selection: dict[str, objec
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    LocalStore(path.parent).replace(path.name, table_bytes(table.combine_chunks()))
+    LocalStore(path.parent).replace(path.name, table_bytes(table.cast(SLICE_SCHEMA).combine_chunks()))
 
 
 def _day(ts_ms: int) -> str:

@@ -32,7 +32,7 @@ from lake_pipeline.core.candles import (
 from lake_pipeline.core.coverage import MEASURES, kept_mask, measure_windows
 from lake_pipeline.core.manifest import Ledger, Receipt, RunRecord
 from lake_pipeline.core.plan import BucketGroup, Plan, build_plan, group_buckets
-from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
+from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA, SLICE_SCHEMA
 from lake_pipeline.core.spec import RunSpec, check_run_id, derive_run_id, run_fingerprint
 from lake_pipeline.core.window import merge_windows
 from lake_pipeline.errors import (
@@ -356,9 +356,13 @@ class _Exporter:
         # The reasons go through the same stable order as their candles.
         reasons = result.reasons[np.argsort(of_mint[key_mint(result.rejected.keys)], kind="stable")]
         table = candle_table(candles, mints, spec.interval_s)
-        rejected_table = candle_table(rejected, mints, spec.interval_s).append_column(
-            REJECTED_CANDLES_SCHEMA.field("reason"),
-            pa.array([REJECT_REASONS[code] for code in reasons.tolist()], pa.string()),
+        rejected_table = (
+            candle_table(rejected, mints, spec.interval_s)
+            .cast(SLICE_SCHEMA)
+            .append_column(
+                REJECTED_CANDLES_SCHEMA.field("reason"),
+                pa.array([REJECT_REASONS[code] for code in reasons.tolist()], pa.string()),
+            )
         )
         zero_volume = candles.values["volume"] == 0
         for position, bucket in enumerate(names):

@@ -18,6 +18,7 @@ import pyarrow as pa
 from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA, SLICE_SCHEMA
 
 __all__ = [
+    "CHUNK_SCHEMA",
     "PRICE_COLUMNS",
     "REJECT_REASONS",
     "VALUE_COLUMNS",
@@ -48,6 +49,12 @@ REJECT_REASONS: Final = (
     "high_below_low",
     "open_outside_low_high",
     "close_outside_low_high",
+)
+
+_TEXT: Final = pa.dictionary(pa.int32(), pa.string())
+# SLICE_SCHEMA while it is in memory.
+CHUNK_SCHEMA: Final = pa.schema(
+    [field.with_type(_TEXT) if pa.types.is_string(field.type) else field for field in SLICE_SCHEMA]
 )
 
 # (mint index, time) in one sortable integer: 45 bits hold times from 1412 to 2527.
@@ -100,16 +107,19 @@ class CandleBlock:
 
 
 def candle_table(block: CandleBlock, mints: pa.Array, interval_s: int) -> pa.Table:
-    """A block as a table of SLICE_SCHEMA, row for row; `mints[i]` is the name of mint index i."""
+    """A block as a table of SLICE_SCHEMA, row for row; `mints[i]` is the name of mint index i.
+
+    Strings are dictionaries still, a tenth of the memory: `cast(SLICE_SCHEMA)` makes them plain.
+    """
     return pa.table(
         {
-            "mint": mints.take(pa.array(key_mint(block.keys))),
+            "mint": pa.DictionaryArray.from_arrays(pa.array(key_mint(block.keys).astype(np.int32)), mints),
             "ts": pa.array(key_ts_ms(block.keys)).cast(SLICE_SCHEMA.field("ts").type),
             "interval_s": pa.array(np.full(len(block), interval_s, dtype=np.int32)),
             **block.values,
-            "source": pa.nulls(len(block), pa.string()) if block.source is None else block.source,
+            "source": pa.nulls(len(block), _TEXT) if block.source is None else block.source.cast(_TEXT),
         },
-        schema=SLICE_SCHEMA,
+        schema=CHUNK_SCHEMA,
     )
 
 

@@ -367,7 +367,9 @@ def _block(rows: pa.Table, unit_ms: int) -> CandleBlock:
     versions = tuple(_version_rank(rows.column(role)) for role in VERSION_COLUMNS if role in rows.column_names)
     source = None
     if "source" in rows.column_names:
-        source = pa.concat_arrays([pa.array([], pa.string()), *rows.column("source").cast(pa.string()).chunks])
+        source = pa.concat_arrays(
+            [pa.array([], pa.string()), *rows.column("source").cast(pa.string()).chunks]
+        ).dictionary_encode()
     return CandleBlock(
         keys=candle_keys(numbers("m", np.int64), numbers("t", np.int64) * unit_ms),
         values={name: numbers(name, np.float64) for name in VALUE_COLUMNS},

@@ -84,8 +84,8 @@ def _ts_range(table: pa.Table, column: str) -> tuple[int | None, int | None]:
 class SliceWriter:
     """Writes one bucket's candles into numbered parts; use as a context manager, `files` is the result.
 
-    Feed it tables of SLICE_SCHEMA sorted by (mint, ts), in order, of any size: row groups and parts
-    depend on the rows only, not on how they arrive. A part whose size reaches `target_file_mb` closes at
+    Feed it tables of SLICE_SCHEMA (or CHUNK_SCHEMA) sorted by (mint, ts), in order, of any size: row groups and
+    parts depend on the rows only, not on how they arrive. A part whose size reaches `target_file_mb` closes at
     the next mint boundary, or inside a mint that runs on for a quarter of the target.
     """
 
@@ -145,13 +145,13 @@ class SliceWriter:
         pending = pa.concat_tables(self._pending)
         self._pending = [pending.slice(rows)]
         self._pending_rows -= rows
-        return pending.slice(0, rows).combine_chunks()
+        return pending.slice(0, rows).combine_chunks().cast(SLICE_SCHEMA)
 
     def _rows_of_last_mint(self) -> int:
         """How many pending rows continue the mint that was written last."""
         rows = 0
         for table in self._pending:
-            other = pc.index(pc.not_equal(table.column("mint"), self._last_mint), True).as_py()
+            other = pc.index(pc.not_equal(table.column("mint").cast(pa.string()), self._last_mint), True).as_py()
             if other >= 0:
                 return rows + int(other)
             rows += table.num_rows
