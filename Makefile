@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DAGSTER_HOME := $(CURDIR)/.dagster
 DATA_ROOT ?= data
 
-.PHONY: demo test check ui format clean help
+.PHONY: demo test check ui bench format clean help
 
 help:  ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -25,6 +25,11 @@ check: $(VENV)/installed  ## Lint, types, import boundaries
 
 ui: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Dagster's UI on localhost:3000
 	DAGSTER_HOME=$(DAGSTER_HOME) LAKE_DATA_ROOT=$(abspath $(DATA_ROOT)) $(BIN)/dagster dev
+
+SCALE ?= small
+ROUNDS ?= 3
+bench: $(VENV)/installed  ## The export against what one would type instead; SCALE=full is 60 M candles
+	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench-$(SCALE)
 
 format: $(VENV)/installed  ## Apply the formatter
 	$(BIN)/ruff check --fix .
