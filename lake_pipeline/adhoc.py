@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+from lake_pipeline.core.alerts import END_OF_TIME_MS
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import candle_keys, candle_table, reconcile
 from lake_pipeline.core.canonical import canonical_json, sha256_hex, table_digest
@@ -71,6 +72,8 @@ def export_slice(
     wanted = sorted(set(mints), key=str.encode)
     if not wanted or not all(wanted):
         raise ConfigError("name at least one mint, and none of them empty")
+    # No candle lies outside these years, and file names and keys hold no others.
+    from_ms, to_ms = max(from_ms, 0), min(to_ms, END_OF_TIME_MS)
     if from_ms >= to_ms:
         raise ConfigError("the time range is empty: --from must be before --to")
     fingerprint = _fingerprint(source, spec, {"mints": wanted, "from_ms": from_ms, "to_ms": to_ms})

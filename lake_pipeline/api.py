@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lake_pipeline.core.manifest import Manifest
@@ -79,4 +81,5 @@ def _settings(config: Any) -> ExportConfig:
         config = dataclasses.asdict(config)
     if not isinstance(config, Mapping):
         raise ConfigError(f"config is a {type(config).__name__}; give an ExportConfig, a mapping or a dataclass")
-    return parse_settings(ExportConfig, config)
+    plain = {name: str(value) if isinstance(value, Path | dt.date) else value for name, value in config.items()}
+    return parse_settings(ExportConfig, plain)

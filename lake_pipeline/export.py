@@ -231,13 +231,17 @@ def export_buckets(
     if todo:
         exporter = _Exporter(run, source, build_plan(alerts, run.spec), alerts)
         with ThreadPoolExecutor(threads, thread_name_prefix="lake-export") as pool:
-            for group in group_buckets(exporter.plan, todo, max_rows_in_flight):
-                for bucket, outcome in exporter.export_group(group, pool, threads, max_rows_in_flight):
-                    if isinstance(outcome, LakeError):
-                        failures[bucket] = outcome
-                    else:
-                        done[bucket] = outcome
-                        on_bucket(outcome)
+            try:
+                for group in group_buckets(exporter.plan, todo, max_rows_in_flight):
+                    for bucket, outcome in exporter.export_group(group, pool, threads, max_rows_in_flight):
+                        if isinstance(outcome, LakeError):
+                            failures[bucket] = outcome
+                        else:
+                            done[bucket] = outcome
+                            on_bucket(outcome)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # Ctrl-C waits for what runs, not for what is queued
+                raise
         with run.store.lock(exclusive=True):
             if not run.sealed:
                 seconds = round(time.monotonic() - started, 3)

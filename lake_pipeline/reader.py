@@ -33,7 +33,7 @@ from lake_pipeline.verify import VerifyReport, verify_run
 __all__ = ["OpenRun", "open_run"]
 
 
-def open_run(run: str, data_root: str | None = None, *, allow_unsealed: bool = False) -> OpenRun:
+def open_run(run: str | Path, data_root: str | Path | None = None, *, allow_unsealed: bool = False) -> OpenRun:
     """Open a run by its id under `data_root` (default: LAKE_DATA_ROOT, else `data`) or by its folder's path.
 
     Raises RunNotFound, RunNotSealed for a run without manifest unless `allow_unsealed`, and RunError for
@@ -43,7 +43,8 @@ def open_run(run: str, data_root: str | None = None, *, allow_unsealed: bool = F
     if folder.name.startswith("run_id="):
         store, run_id = LocalStore(folder.parent.parent.parent), folder.name.removeprefix("run_id=")
     else:
-        store, run_id = LakeSettings(data_root=data_root).store(), run
+        root = None if data_root is None else str(data_root)
+        store, run_id = LakeSettings(data_root=root).store(), str(run)
     found = load_run(store, run_id)
     if not found.sealed and not allow_unsealed:
         raise RunNotSealed(
@@ -142,7 +143,13 @@ class OpenRun:
     def _read(self, mint: str, condition: Any) -> pa.Table:
         """Rows of one mint's bucket; row groups that cannot match are not read."""
         in_bucket = pc.field("mint_bucket") == compute_mint_bucket(mint)
-        return self.scan().to_table(columns=SLICE_SCHEMA.names, filter=in_bucket & condition)
+        try:
+            return self.scan().to_table(columns=SLICE_SCHEMA.names, filter=in_bucket & condition)
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(
+                f"run {self.run_id!r} cannot be read: {str(error).splitlines()[0]}. `lake verify {self.run_id}` "
+                "names what is damaged"
+            ) from error
 
 
 def _instant(ts_ms: int) -> pa.Scalar:

@@ -132,6 +132,11 @@ def load_run(lake: Store, run_id: str) -> Run:
     store = lake.sub(layout.run_folder(run_id))
     if not store.exists(layout.RUN_RECORD):
         known = list_run_ids(lake)
+        if run_id in known:
+            raise RunError(
+                f"{store.uri} has no {layout.RUN_RECORD}: the run is damaged or not a run. Restore the file from a "
+                "copy, or move the folder away"
+            )
         hint = f"runs here: {', '.join(known[:10])}{' ...' if len(known) > 10 else ''}" if known else "no runs here yet"
         raise RunNotFound(
             f"no run {run_id!r} under {lake.uri} ({hint}). Materialise `alerts` first, or check run_id and data_root"

@@ -66,10 +66,10 @@ class SourceSettings(_Settings):
         default={}, description="Role to column name where they differ, e.g. {token_address: mint}."
     )
     threads: int | None = Field(
-        default=None, description="Queries and encoders at once. Default: the number of cores, at most 8."
+        default=None, ge=1, le=256, description="Queries and encoders at once. Default: the number of cores, at most 8."
     )
     max_rows_in_flight: int = Field(
-        default=DEFAULT_MAX_ROWS_IN_FLIGHT, description="Candles held in memory at once, some 60 bytes each."
+        default=DEFAULT_MAX_ROWS_IN_FLIGHT, ge=1, description="Candles held in memory at once, some 60 bytes each."
     )
 
     @property

@@ -51,6 +51,8 @@ def run_export_job(config: ExportConfig, on_bucket: Callable[[BucketResult], Non
             if isinstance(failure.__cause__, LakeError):
                 raise failure.__cause__ from None
             raise
+        except dg.DagsterExecutionInterruptedError as interrupt:
+            raise KeyboardInterrupt from interrupt
     (seal,) = result.asset_materializations_for_node("manifest")
     run = load_run(config.store(), str(seal.metadata["run_id"].value))
     return ExportResult.of(run.manifest(), run.store.uri, created=bool(seal.metadata["sealed_now"].value))

@@ -26,7 +26,15 @@ from lake_pipeline.core.schemas import ALERTS_SCHEMA, REJECTED_ALERTS_SCHEMA
 from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.errors import InputError
 
-__all__ = ["COLUMN_NAMES", "NormalisedAlerts", "RawAlerts", "normalise_alerts"]
+__all__ = [
+    "COLUMN_NAMES",
+    "END_OF_TIME_MS",
+    "FIRST_MILLISECOND_VALUE",
+    "NormalisedAlerts",
+    "RawAlerts",
+    "normalise_alerts",
+    "parse_text_time",
+]
 
 # Role -> accepted column names, compared without regard to case, best first.
 COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -38,8 +46,8 @@ COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _ROLES: Final = tuple(COLUMN_NAMES)
 # Numbers from here on are milliseconds (1973-03-03), below it seconds (up to the year 5138).
-_FIRST_MILLISECOND_VALUE: Final = 100_000_000_000
-_END_OF_TIME_MS: Final = 10_413_792_000_000  # 2300-01-01, the end of ClickHouse's DateTime64
+FIRST_MILLISECOND_VALUE: Final = 100_000_000_000
+END_OF_TIME_MS: Final = 10_413_792_000_000  # 2300-01-01, the end of ClickHouse's DateTime64
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?", re.ASCII)
 _COMPACT_DATE = re.compile(r"(19|20|21|22)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])", re.ASCII)
@@ -190,7 +198,7 @@ def _parse_times(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, dict[i
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         for row, text in enumerate(column.to_pylist()):
             try:
-                values.append(_parse_text_time(text, is_ms))
+                values.append(parse_text_time(text, is_ms))
             except ValueError as error:
                 values.append(0)
                 reasons[row] = str(error)
@@ -207,7 +215,7 @@ def _parse_times(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, dict[i
             continue
         if value is None:
             reasons[row] = "time is empty"
-        elif not 0 <= value < _END_OF_TIME_MS:
+        elif not 0 <= value < END_OF_TIME_MS:
             reasons[row] = "time is outside 1970-01-01 .. 2299-12-31 (epoch micro- or nanoseconds are not accepted)"
         else:
             result[row] = value
@@ -224,12 +232,12 @@ def _number_to_ms(value: Any, is_ms: bool) -> int | None:
         return None
     if value in (float("inf"), float("-inf")):
         return -1
-    ms = value if is_ms or abs(value) >= _FIRST_MILLISECOND_VALUE else value * 1000
+    ms = value if is_ms or abs(value) >= FIRST_MILLISECOND_VALUE else value * 1000
     # A float of seconds is a hair off its millisecond: rounded to microseconds first, then floored.
     return math.floor(round(ms, 3) if isinstance(ms, float) else ms)
 
 
-def _parse_text_time(text: str | None, is_ms: bool) -> int | None:
+def parse_text_time(text: str | None, is_ms: bool) -> int | None:
     """Text as epoch ms; None where blank. Raises ValueError with the reason."""
     text = (text or "").strip()
     if not text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +11,7 @@ import dagster as dg
 
 from lake_pipeline.errors import BucketsFailed, LakeError
 
-__all__ = ["as_failure", "is_transient"]
+__all__ = ["as_failure", "interruptible", "is_transient"]
 
 
 def is_transient(error: LakeError) -> bool:
@@ -17,6 +19,19 @@ def is_transient(error: LakeError) -> bool:
     if isinstance(error, BucketsFailed):
         return any(isinstance(cause, LakeError) and cause.transient for cause in error.failures.values())
     return error.transient
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C stop a long step at once; Dagster by itself notes it and waits for the step's end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

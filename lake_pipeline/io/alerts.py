@@ -84,6 +84,8 @@ def _read_csv(path: str, data: bytes) -> RawAlerts:
     header = next(rows, None)
     if header is None:
         raise InputError(f"alerts file {path} is empty; it needs a header line and a row for each alert")
+    if not _is_unicode(header):
+        raise InputError(f'alerts file {path} is not UTF-8 text (Excel\'s "Unicode" is not): save it as CSV UTF-8')
     names = [name.strip() for name in header]
     if len(set(names)) != len(names):
         raise InputError(f"alerts file {path} has several columns of one name in its header: {', '.join(names)}")

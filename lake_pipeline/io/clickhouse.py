@@ -264,6 +264,11 @@ class ClickHouseSource:
             if config.embedded:
                 _require_chdb()
                 Path(config.embedded_path).mkdir(parents=True, exist_ok=True)
+                if not os.access(config.embedded_path, os.W_OK):
+                    raise SourceError(
+                        f"no permission to write {config.embedded_path}, which the embedded engine needs even to "
+                        "read: check the folder's owner and mode"
+                    )
                 return clickhouse_connect.get_client(
                     interface="chdb", path=config.embedded_path, database=config.database
                 )

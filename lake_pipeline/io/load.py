@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from lake_pipeline.core.alerts import END_OF_TIME_MS, FIRST_MILLISECOND_VALUE, parse_text_time
 from lake_pipeline.core.candles import VALUE_COLUMNS
 from lake_pipeline.core.chains import canonical_chain
 from lake_pipeline.errors import InputError
@@ -139,6 +140,8 @@ def _batches(file: str, chain: str | None, interval_s: int | None) -> Iterator[p
             schema, batches = parquet.schema_arrow, parquet.iter_batches(_BATCH_ROWS)
         else:
             raise InputError(f"candle file {file} is of no known kind: give .parquet or .csv files")
+        if len(set(schema.names)) != len(schema.names):
+            raise InputError(f"candle file {file} has several columns of one name: {', '.join(schema.names)}")
         found = _columns(file, schema.names, chain, interval_s)
         row = 0
         for batch in batches:
@@ -197,14 +200,42 @@ def _converted(
 
 
 def _time(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Datetimes, ISO 8601 text, or epoch seconds or milliseconds, as UTC milliseconds."""
+    """Datetimes, ISO 8601 text, or epoch seconds or milliseconds, as UTC milliseconds.
+
+    Raises ArrowInvalid, naming the row of this batch, for a time that does not parse or is not of 1970 to 2299,
+    and for numbers that mix seconds and milliseconds.
+    """
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column.cast(pa.string()))
         if pc.all(pc.match_substring_regex(column, r"^[0-9]+$")).as_py():
             column = column.cast(pa.int64())
         else:
-            zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py()
-            return column.cast(pa.timestamp("us", tz="UTC" if zoned else None)).cast(_TS, safe=False)
+            column = _parse_times(column, name)
     if pa.types.is_integer(column.type):
-        is_ms = name.lower().endswith("_ms") or (pc.max(column).as_py() or 0) >= 100_000_000_000
-        return (column if is_ms else pc.multiply(column.cast(pa.int64()), 1000)).cast(pa.int64()).cast(_TS)
-    return column.cast(_TS, safe=False)
+        bounds = pc.min_max(column).as_py()
+        low, high = bounds["min"] or 0, bounds["max"] or 0
+        is_ms = name.lower().endswith("_ms") or high >= FIRST_MILLISECOND_VALUE
+        if is_ms and 0 < low < FIRST_MILLISECOND_VALUE <= high:
+            raise pa.ArrowInvalid(f"numbers from {low} to {high} mix epoch seconds and milliseconds")
+        column = (column if is_ms else pc.multiply(column.cast(pa.int64()), 1000)).cast(pa.int64())
+    ms = column if pa.types.is_int64(column.type) else column.cast(_TS, safe=False).cast(pa.int64())
+    outside = pc.or_(pc.less(ms, 0), pc.greater_equal(ms, END_OF_TIME_MS))
+    if pc.any(outside).as_py():
+        row = pc.index(outside, True).as_py()
+        raise pa.ArrowInvalid(f"row {row + 1} of these is not of 1970 to 2299; epoch times are seconds or milliseconds")
+    return ms.cast(_TS)
+
+
+def _parse_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Text as epoch ms: by Arrow where it can, else row by row with the rules of alerts."""
+    zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py()
+    try:
+        return column.cast(pa.timestamp("us", tz="UTC" if zoned else None)).cast(_TS, safe=False).cast(pa.int64())
+    except pa.ArrowInvalid:
+        values = []
+        for row, text in enumerate(column.to_pylist(), start=1):
+            try:
+                values.append(parse_text_time(text, name.lower().endswith("_ms")))
+            except ValueError as error:
+                raise pa.ArrowInvalid(f"row {row} of these: {error}") from error
+        return pa.chunked_array([pa.array(values, pa.int64())])

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,54 @@ def test_load_candles_fills_in_chain_and_interval_and_is_idempotent(tmp_path):
     assert missing.returncode == 2
     assert "has no chain column" in missing.stderr
     assert "--chain" in missing.stderr
+
+
+def test_ctrl_c_stops_an_export_exits_130_and_the_repeat_completes_it(demo):
+    window = ("--interval", "1m", "--window", "pre1_post3", "--run-id", "stopped", "--target-file-mb", "1")
+    command = [LAKE, "export-run-slices", "--alerts", "data/demo/alerts.csv", *window]
+    run = demo / "data/lake/runs/run_id=stopped"
+    process = subprocess.Popen(
+        command,
+        cwd=demo,
+        env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whatever started the tests may ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    # provenance.json is written by `alerts`, just before the candles begin.
+    deadline = time.monotonic() + 120
+    while not (run / "provenance.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "interrupted; what is committed stays" in stderr
+    assert "Traceback" not in stderr
+    assert not (run / "manifest.json").exists()
+    again = subprocess.run(command, cwd=demo, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (run / "manifest.json").exists()
+
+
+def test_a_setting_that_cannot_work_leaves_no_run_behind(demo):
+    arguments = ("--alerts", "data/demo/alerts.csv", "--interval", "1m", "--window", "pre1_post2", "--run-id", "never")
+    done = run_lake("export-run-slices", *arguments, "--threads", "0", cwd=demo)
+    assert done.returncode == 2
+    assert "threads: Input should be greater than or equal to 1" in done.stderr
+    assert not (demo / "data/lake/runs/run_id=never").exists()
+
+
+def test_export_slice_takes_all_of_history_by_an_early_from(demo):
+    mint = pq.read_table(demo / "data/demo/candles.parquet", columns=["token_address"]).column(0)[0].as_py()
+    span = ("--from", "0001-01-01", "--to", "9999-12-31", "--interval", "1m")
+    done = run_lake("export-slice", "--mint", mint, *span, "--partition-by", "mint", "--format", "json", cwd=demo)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["files"], result["empty"]) == (1, [])
+    data = demo / result["path"] / f"token_address={mint}" / "data.parquet"
+    assert pq.read_metadata(data).num_rows == result["rows"] > 1000
 
 
 def test_every_command_explains_itself():

@@ -252,3 +252,10 @@ def test_duckdb_decimals_and_big_integers_are_times(tmp_path: Path) -> None:
     for table, ts_ms in (("d", T0_MS), ("e", T0_MS + 123)):
         result = normalise_alerts(read_alerts(path, (None, None), table), SPEC)
         assert result.alerts.column("ts").cast(pa.int64()).to_pylist() == [ts_ms]
+
+
+def test_a_csv_that_is_not_utf8_at_all_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.csv"
+    path.write_bytes("alert_id,mint,ts\n1,a,5\n".encode("utf-16"))
+    with pytest.raises(InputError, match="save it as CSV UTF-8"):
+        read_alerts(str(path), (None, None))

@@ -148,6 +148,14 @@ def test_addresses_of_digits_in_a_csv_stay_text(tmp_path: Path, table: str, sour
         ("c.csv", "mint,ts,open,high,low,close,volume\na,5,x,1,1,1,1\n", "column 'open' .*cannot be read as open"),
         ("c.csv", "mint,ts,open,high,low,close,volume\na,5,1,1,1,1,1\na,,1,1,1,1,1\n", "row 2: timestamp is empty"),
         ("c.csv", "mint,ts,open,high,low,close,volume\na,5,1\n", "cannot be read"),
+        ("c.csv", "mint,ts,open,high,low,close,volume,volume\na,5,1,1,1,1,1,1\n", "several columns of one name"),
+        # microseconds; and seconds among milliseconds
+        ("c.csv", "mint,ts,open,high,low,close,volume\na,1746057600000000,1,1,1,1,1\n", "row 1 .*not of 1970 to 2299"),
+        (
+            "c.csv",
+            "mint,ts,open,high,low,close,volume\na,1746057600,1,1,1,1,1\na,1746057660000,1,1,1,1,1\n",
+            "mix epoch seconds and milliseconds",
+        ),
         ("c.parquet", "nothing", "cannot be read"),
     ],
 )
@@ -183,3 +191,18 @@ def test_what_came_before_a_bad_row_is_found_present_when_the_repaired_file_is_l
         load_candles(source, [good, str(tmp_path / "2.csv")])
     again = load_candles(source, [good])
     assert (again.inserted, again.present) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    "text", ["2025-05-01 00:00:00+00", "2025-05-01 00:00:00 UTC", "1746057600.0", " 2025-05-01T02:00:00+02:00 "]
+)
+def test_times_are_read_in_the_forms_other_tools_write(
+    tmp_path: Path, table: str, source_of: SourceFactory, text: str
+) -> None:
+    (tmp_path / "c.csv").write_text(f"mint,ts,open,high,low,close,volume\na,{text},1,2,1,1,1\n")
+    source = source_of(table)
+    load_candles(source, [str(tmp_path / "c.csv")], chain="sol", interval_s=60)
+    times = source.call(
+        "times", lambda c: c.query(f"SELECT toUnixTimestamp64Milli(timestamp) FROM {table}").result_rows
+    )
+    assert [row[0] for row in times] == [T0_MS]

@@ -12,7 +12,7 @@ import dagster as dg
 
 from lake_pipeline.core.buckets import format_buckets
 from lake_pipeline.defs import metadata
-from lake_pipeline.defs.failures import as_failure, is_transient
+from lake_pipeline.defs.failures import as_failure, interruptible, is_transient
 from lake_pipeline.defs.partitions import mint_buckets
 from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
 from lake_pipeline.errors import BucketsFailed
@@ -85,7 +85,7 @@ def build_lake_assets(
             run = lake_run.find(lake, candle_source)
             progress = _Progress(context, len(context.partition_keys), on_bucket)
             try:
-                with candle_source.connect(lake.root) as source:
+                with interruptible(), candle_source.connect(lake.root) as source:
                     run.require(run.spec, source.identity())
                     export_buckets(
                         run,
