@@ -337,11 +337,7 @@ class _Exporter:
     def _chunks(self, indices: Sequence[int]) -> Iterator[tuple[str, _Chunk]]:
         plan, spec = self.plan, self.run.spec
         result = reconcile(self.source.read(SliceRequest.of(plan, indices)), len(indices))
-        counts = np.diff(plan.alert_offsets)[list(indices)]
-        alert_rows = np.concatenate(
-            [plan.alert_rows[plan.alert_offsets[index] : plan.alert_offsets[index + 1]] for index in indices]
-        )
-        alert_mint = np.repeat(np.arange(len(indices)), counts)
+        alert_rows, alert_mint = plan.alerts_of(indices)
         anchors = plan.anchors[alert_rows]
         zero_volume = result.candles.values["volume"] == 0
         measures = measure_windows(result.candles.keys, zero_volume, alert_mint, anchors, spec)

@@ -102,10 +102,11 @@ def seal_run(run: Run, *, threads: int = 2, details: Mapping[str, Any] | None = 
         if run.sealed:
             return SealResult(require_verified(run, threads=threads), created=False)
         receipts = _receipts(run, threads)
-        coverage = gather_coverage(run.alerts(), receipts, run.spec)
+        alerts = run.alerts()
+        coverage = gather_coverage(alerts, receipts, run.spec)
         # The same bytes as those of the coverage step, unless a bucket was exported again after it.
         outputs = _write_outputs(run, coverage, _rejected_candles(run, receipts))
-        inputs = [_entry(run, layout.ALERTS, run.alerts().num_rows)]
+        inputs = [_entry(run, layout.ALERTS, alerts.num_rows)]
         if run.store.exists(layout.REJECTED_ALERTS):
             rejected = read_table(run.store, layout.REJECTED_ALERTS, REJECTED_ALERTS_SCHEMA)
             inputs.append(_entry(run, layout.REJECTED_ALERTS, rejected.num_rows))

@@ -357,10 +357,7 @@ class _BucketChecker:
         if codes.any():
             self._fault(f"{np.count_nonzero(codes)} candles break a sanity rule ({REJECT_REASONS[codes.max()]})")
         indices = [self.mint_index[mint] for mint in mints]
-        alert_rows = np.concatenate(
-            [plan.alert_rows[plan.alert_offsets[index] : plan.alert_offsets[index + 1]] for index in indices]
-        )
-        alert_mint = np.repeat(np.arange(len(indices)), np.diff(plan.alert_offsets)[indices])
+        alert_rows, alert_mint = plan.alerts_of(indices)
         anchors = plan.anchors[alert_rows]
         # Count how many kept windows begin and end up to each candle: inside means more begun than ended.
         kept = self.kept[alert_rows]

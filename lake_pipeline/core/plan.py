@@ -49,6 +49,11 @@ class Plan:
     anchors: Int64Array
     max_rows: Int64Array
 
+    def alerts_of(self, indices: Sequence[int]) -> tuple[Int64Array, Int64Array]:
+        """Alert rows of these mints, mint by mint, and for each the position of its mint in `indices`."""
+        rows = [self.alert_rows[self.alert_offsets[index] : self.alert_offsets[index + 1]] for index in indices]
+        return np.concatenate(rows), np.repeat(np.arange(len(indices)), [len(each) for each in rows])
+
     def rows_by_bucket(self) -> dict[str, int]:
         """Upper bound of candles per bucket that has any alert."""
         bounds: dict[str, int] = {}
