@@ -65,7 +65,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Candles held in memory at once, some 60 bytes each.
-DEFAULT_MAX_ROWS_IN_FLIGHT: Final = 8_000_000
+DEFAULT_MAX_ROWS_IN_FLIGHT: Final = 6_000_000
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -22,8 +22,9 @@ __all__ = ["BucketGroup", "Plan", "build_plan", "group_buckets"]
 Int64Array = npt.NDArray[np.int64]
 
 # Rows one query may return at most, predicted from the windows. Smaller slices waste round trips (a query
-# costs some 12 ms before it does anything), larger ones keep both cores from sharing the work.
-SLICE_ROWS = 500_000
+# costs some 12 ms before it does anything), larger ones cost memory: a result is held several times over on its way
+# from the engine.
+SLICE_ROWS = 250_000
 # Windows are literals in the query text; this keeps that text to a few hundred kilobytes.
 SLICE_MINTS = 5_000
 

@@ -64,6 +64,10 @@ PARTITION BY toYYYYMM(timestamp)
 ORDER BY (token_address, chain, interval_seconds, timestamp)
 """
 
+# Windows are shown to the primary index when the time from the slice's first window to its last holds this many
+# times the candles of the windows: below, there is little to skip and the index analysis costs some 5 %.
+_PRUNE_ABOVE: Final = 4
+
 TimeUnit = Literal["s", "ms"]
 
 
@@ -224,6 +228,9 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
         f"{table.column('timestamp')} < {table.time_literal(int(request.ends.max()), up=True)}",
         f"{table.time_expression} < w.e",
     ]
+    span_ms = (int(request.ends.max()) - int(request.starts.min())) * len(request.mints)
+    if span_ms > _PRUNE_ABOVE * int((request.ends - request.starts).sum()):
+        where.append(_index_hint(table, request))
     parameters: dict[str, Any] = {}
     if "chain" in table.columns:
         where.append(f"{table.column('chain')} IN {{chains:Array(String)}}")
@@ -240,6 +247,25 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
         f"WHERE {' AND '.join(where)}"
     )
     return query, parameters
+
+
+def _index_hint(table: CandleTable, request: SliceRequest) -> str:
+    """The windows as (mint, time step) pairs for the primary index alone; no row is tested against them.
+
+    A condition on mints and one time range reads all of each mint's history in between. Steps are half a window
+    long on average, a few pairs a window; `intDiv(toInt64(...))` is a form the index analysis sees through.
+    """
+    unit_ms = 1 if table.integer_unit == "ms" else 1000
+    starts, ends = request.starts // unit_ms, -(-request.ends // unit_ms)
+    step = max(1, int((ends - starts).mean()) // 2)
+    # As ClickHouse divides, towards zero, and a step wider at both ends: fractions of a second before 1970.
+    first, last = (np.trunc(bound / step).astype(np.int64) for bound in (starts - 1, ends))
+    counts = last - first + 1
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    mints = [request.mints[index] for index in np.repeat(request.mint, counts).tolist()]
+    pairs = tuple(zip(mints, (np.repeat(first, counts) + within).tolist(), strict=True))
+    token, time = table.column("token_address"), table.column("timestamp")
+    return f"indexHint(({token}, intDiv(toInt64({time}), {step})) IN {format_query_value(pairs)})"
 
 
 def _in_list(values: Sequence[str]) -> str:
