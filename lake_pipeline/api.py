@@ -67,6 +67,7 @@ def export_lake_run_slices(
             source,
             threads=settings.thread_count,
             max_rows_in_flight=settings.max_rows_in_flight,
+            reuse_from=lake if settings.reuse else None,
             on_bucket=on_bucket,
         )
     cover_run(run, threads=settings.thread_count)

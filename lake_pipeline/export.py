@@ -11,7 +11,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -50,6 +51,7 @@ from lake_pipeline.io.parquet import SliceWriter, read_table, write_table
 from lake_pipeline.io.provenance import append_event
 from lake_pipeline.io.source import CandleSource, SliceRequest
 from lake_pipeline.io.store import Store
+from lake_pipeline.reuse import Reusable, find_reusable, source_state, take_over
 from lake_pipeline.run import Run, load_run
 
 __all__ = [
@@ -88,7 +90,10 @@ class SnapshotResult:
 
 @dataclass(frozen=True)
 class BucketResult:
-    """One committed bucket; `skipped` if its receipt was there already. Bytes are those of slice files."""
+    """One committed bucket. Bytes are those of slice files.
+
+    `skipped` if its receipt was there already, `reused` if its files are those of another sealed run.
+    """
 
     bucket: str
     mints: int
@@ -98,9 +103,10 @@ class BucketResult:
     bytes: int
     ledger: Ledger
     skipped: bool
+    reused: bool
 
     @classmethod
-    def of(cls, receipt: Receipt, *, skipped: bool) -> BucketResult:
+    def of(cls, receipt: Receipt, *, skipped: bool, reused: bool = False) -> BucketResult:
         """The result that a receipt stands for."""
         return cls(
             bucket=receipt.mint_bucket,
@@ -111,6 +117,7 @@ class BucketResult:
             bytes=sum(file.bytes for file in receipt.files),
             ledger=receipt.ledger,
             skipped=skipped,
+            reused=reused,
         )
 
 
@@ -205,13 +212,14 @@ def export_buckets(
     *,
     threads: int = 2,
     max_rows_in_flight: int = DEFAULT_MAX_ROWS_IN_FLIGHT,
+    reuse_from: Store | None = None,
     details: Mapping[str, Any] | None = None,
     on_bucket: Callable[[BucketResult], None] = lambda result: None,
 ) -> list[BucketResult]:
     """Export and commit buckets; those with a valid receipt are skipped. Returns results in bucket order.
 
-    `on_bucket` is called in this thread as each bucket is done. Raises BucketsFailed after all others are
-    committed, when some could not be.
+    Buckets that a sealed run under the data root `reuse_from` has already are taken from there. `on_bucket` is called
+    in this thread as each bucket is done. Raises BucketsFailed after all others are committed, when some could not be.
     """
     _check_limits(buckets, threads, max_rows_in_flight)
     started = time.monotonic()
@@ -230,9 +238,18 @@ def export_buckets(
     todo = [state.bucket for state in invalid]
     if todo:
         exporter = _Exporter(run, source, build_plan(alerts, run.spec), alerts)
+        before = source_state(source, exporter.plan)
+        reusable = find_reusable(reuse_from, run, source, alerts, todo) if reuse_from and before else {}
         with ThreadPoolExecutor(threads, thread_name_prefix="lake-export") as pool:
             try:
-                for group in group_buckets(exporter.plan, todo, max_rows_in_flight):
+                for bucket, outcome in exporter.take_over(reusable, pool):
+                    if isinstance(outcome, LakeError):
+                        logger.warning("bucket %s is exported anew, not reused: %s", bucket, outcome)
+                    else:
+                        done[bucket] = outcome
+                        on_bucket(outcome)
+                missing = [bucket for bucket in todo if bucket not in done]
+                for group in group_buckets(exporter.plan, missing, max_rows_in_flight):
                     for bucket, outcome in exporter.export_group(group, pool, threads, max_rows_in_flight):
                         if isinstance(outcome, LakeError):
                             failures[bucket] = outcome
@@ -242,15 +259,27 @@ def export_buckets(
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # Ctrl-C waits for what runs, not for what is queued
                 raise
+        committed = [bucket for bucket in todo if bucket in done and not done[bucket].skipped]
+        reused = [bucket for bucket in committed if done[bucket].reused]
+        reused_from = sorted({reusable[bucket].run.run_id for bucket in reused})
+        if reused:
+            logger.info("%d buckets are those of %s", len(reused), ", ".join(reused_from))
+        # Rows of a source that changed meanwhile are of no one state: nobody may take them for one.
+        unchanged = before is not None and source_state(source, exporter.plan) == before
+        event = {
+            "buckets": len(todo),
+            "failed": len(failures),
+            "reused": len(reused),
+            "reused_from": reused_from,
+            "seconds": round(time.monotonic() - started, 3),
+            "threads": threads,
+            "max_rows_in_flight": max_rows_in_flight,
+            "source_state": asdict(before) if before and unchanged else None,
+            "exported": committed,
+        }
         with run.store.lock(exclusive=True):
             if not run.sealed:
-                seconds = round(time.monotonic() - started, 3)
-                append_event(
-                    run.store,
-                    "candles",
-                    {**(details or {}), "buckets": len(todo), "failed": len(failures), "seconds": seconds}
-                    | {"threads": threads, "max_rows_in_flight": max_rows_in_flight},
-                )
+                append_event(run.store, "candles", {**(details or {}), **event})
     if failures:
         raise BucketsFailed(_failure_message(run, failures, len(done)), dict(sorted(failures.items())))
     return [done[bucket] for bucket in buckets]
@@ -298,6 +327,16 @@ class _Exporter:
         self.alert_ids = alerts.column("alert_id").to_pylist()
         self.mint_counts = Counter(plan.buckets)
 
+    def take_over(
+        self, reusable: Mapping[str, Reusable], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[str, BucketResult | LakeError]]:
+        """Commit buckets with the files of other runs."""
+
+        def commit(bucket: str) -> BucketResult | LakeError:
+            return self._commit(bucket, lambda: take_over(self.run, reusable[bucket], bucket), reused=True)
+
+        yield from zip(reusable, pool.map(commit, reusable), strict=True)
+
     def export_group(
         self, group: BucketGroup, pool: ThreadPoolExecutor, threads: int, max_rows_in_flight: int
     ) -> Iterator[tuple[str, BucketResult | LakeError]]:
@@ -305,14 +344,16 @@ class _Exporter:
         if group.max_rows > max_rows_in_flight:
             (bucket,) = group.buckets
             with closing(_ahead(pool, self._read_slice, group.slices, threads)) as slices:
-                yield bucket, self._commit(bucket, (parts[bucket] for parts in slices))
+                stream = (parts[bucket] for parts in slices)
+                yield bucket, self._commit(bucket, lambda: self._write_bucket(bucket, stream))
             return
         chunks: dict[str, list[_Chunk | LakeError]] = {bucket: [] for bucket in group.buckets}
         for parts in pool.map(self._read_slice, group.slices):
             for bucket, chunk in parts.items():
                 chunks[bucket].append(chunk)
         commits: dict[Future[BucketResult | LakeError], str] = {
-            pool.submit(self._commit, bucket, chunks[bucket]): bucket for bucket in group.buckets
+            pool.submit(self._commit, bucket, partial(self._write_bucket, bucket, chunks[bucket])): bucket
+            for bucket in group.buckets
         }
         for commit in as_completed(commits):
             yield commits[commit], commit.result()
@@ -388,8 +429,8 @@ class _Exporter:
                 ),
             )
 
-    def _commit(self, bucket: str, chunks: Iterable[_Chunk | LakeError]) -> BucketResult | LakeError:
-        """Write a bucket's parts and then its receipt; an error of ours is the result, not raised."""
+    def _commit(self, bucket: str, write: Callable[[], Receipt], *, reused: bool = False) -> BucketResult | LakeError:
+        """Write a bucket's parts by `write` and then its receipt; an error of ours is the result, not raised."""
         try:
             self._clear_leftovers(bucket)
             with self.run.store.lock(exclusive=False):
@@ -398,7 +439,7 @@ class _Exporter:
                 state = self.run.bucket_state(bucket)
                 if state.receipt:
                     return BucketResult.of(state.receipt, skipped=True)
-                receipt = self._write_bucket(bucket, chunks)
+                receipt = write()
                 try:
                     self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())
                 except AlreadyExists:
@@ -407,7 +448,7 @@ class _Exporter:
                     if state.receipt is None:
                         raise
                     return BucketResult.of(state.receipt, skipped=True)
-                return BucketResult.of(receipt, skipped=False)
+                return BucketResult.of(receipt, skipped=False, reused=reused)
         except LakeError as error:
             return error
 

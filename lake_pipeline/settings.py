@@ -71,6 +71,10 @@ class SourceSettings(_Settings):
     max_rows_in_flight: int = Field(
         default=DEFAULT_MAX_ROWS_IN_FLIGHT, ge=1, description="Candles held in memory at once, some 60 bytes each."
     )
+    reuse: bool = Field(
+        default=True,
+        description="Take buckets from sealed runs of this data root where alerts, settings and source are unchanged.",
+    )
 
     @property
     def thread_count(self) -> int:

@@ -13,6 +13,7 @@ from lake_pipeline.cli.output import format_option, print_mapping, print_rows, p
 
 if TYPE_CHECKING:
     from lake_pipeline.api import ExportConfig, ExportResult
+    from lake_pipeline.export import BucketResult
 
 __all__ = ["COMMANDS"]
 
@@ -21,8 +22,18 @@ def _export(config: ExportConfig) -> ExportResult:
     from lake_pipeline.cli.dagster_run import run_export_job
     from lake_pipeline.core.buckets import ALL_BUCKETS
 
+    reused = 0
     with progress("exporting buckets", len(ALL_BUCKETS)) as advance:
-        return run_export_job(config, lambda result: advance(1))
+
+        def on_bucket(result: BucketResult) -> None:
+            nonlocal reused
+            reused += result.reused
+            advance(1)
+
+        exported = run_export_job(config, on_bucket)
+    if reused:
+        click.echo(f"{reused} of 256 buckets were taken from sealed runs: nothing they hold has changed", err=True)
+    return exported
 
 
 def _summary(result: ExportResult) -> dict[str, Any]:
@@ -63,6 +74,9 @@ def _print_export(result: ExportResult, format_: str) -> None:
 @data_root_option
 @source_options
 @click.option("--threads", type=int, metavar="N", help="Queries and encoders at once. [default: cores, at most 8]")
+@click.option(
+    "--reuse/--no-reuse", default=None, help="Take unchanged buckets from sealed runs of this data root. [default: yes]"
+)
 @click.option(
     "--config", metavar="FILE", help="A JSON object of settings (docs/configuration.md); options win over it."
 )

@@ -42,6 +42,7 @@ def bucket_metadata(result: BucketResult, run_id: str) -> Metadata:
         "rejected": result.ledger.rejected,
         "zero_volume": result.ledger.zero_volume,
         "skipped": result.skipped,
+        "reused": result.reused,
     }
 
 

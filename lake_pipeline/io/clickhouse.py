@@ -24,8 +24,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lake_pipeline.core.candles import VALUE_COLUMNS, CandleBlock, candle_keys, float_rank
+from lake_pipeline.core.canonical import sha256_hex
 from lake_pipeline.errors import ConfigError, EngineBusy, SourceError, SourceUnavailable
 from lake_pipeline.io.queries import (
+    TABLE_STATE,
     VERSION_COLUMNS,
     CandleTable,
     needs_unit_probe,
@@ -223,6 +225,21 @@ class ClickHouseSource:
             lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
         )
         return _block(rows, 1000 if table.time_unit == "s" else 1)
+
+    def state(self, start_ms: int, end_ms: int) -> str | None:
+        """A hash over the definition of a MergeTree table and its parts; None for other engines."""
+        table = self.table()
+        parameters = {"database": table.database, "table": table.table, "start": start_ms, "end": end_ms}
+        try:
+            found = self.call(
+                "read the table's state",
+                lambda client: client.query(TABLE_STATE, parameters=parameters, settings=_SETTINGS).result_rows,
+            )
+        except SourceError as error:  # a user without access to system tables
+            logger.info("the state of %s cannot be read, so nothing is reused: %s", table.qualified, error)
+            return None
+        lines = sorted(row[0] for row in found)
+        return sha256_hex("\n".join(lines).encode()) if any(line.startswith("CREATE") for line in lines) else None
 
     def call(self, what: str, action: Callable[[Any], T]) -> T:
         """Run `action` on a client of its own, again after a wait while the error is transient.

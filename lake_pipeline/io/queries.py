@@ -22,6 +22,7 @@ __all__ = [
     "CREATE_CANDLES",
     "OPTIONAL_COLUMNS",
     "REQUIRED_COLUMNS",
+    "TABLE_STATE",
     "VERSION_COLUMNS",
     "CandleTable",
     "needs_unit_probe",
@@ -67,6 +68,19 @@ ORDER BY (token_address, chain, interval_seconds, timestamp)
 # Windows are shown to the primary index when the time from the slice's first window to its last holds this many
 # times the candles of the windows: below, there is little to skip and the index analysis costs some 5 %.
 _PRUNE_ABOVE: Final = 4
+
+# Everything that the rows of a MergeTree table between two times follow from: its definition and the content of its
+# parts. A part's times are known where the partition key has a DateTime; where they are not, they are zero, and times
+# beyond what the columns hold are cut off: such parts count for every range.
+TABLE_STATE: Final = """
+SELECT create_table_query FROM system.tables
+WHERE database = {database:String} AND name = {table:String} AND engine LIKE '%MergeTree'
+UNION ALL
+SELECT hash_of_all_files FROM system.parts
+WHERE database = {database:String} AND table = {table:String} AND active
+    AND ((toUnixTimestamp(min_time) * 1000 < {end:Int64} AND toUnixTimestamp(max_time) * 1000 + 1000 > {start:Int64})
+        OR toUnixTimestamp(min_time) = 0 OR toUnixTimestamp(max_time) > 4102444800)
+"""
 
 TimeUnit = Literal["s", "ms"]
 

@@ -54,5 +54,11 @@ class CandleSource(Protocol):
         retries with backoff.
         """
 
+    def state(self, start_ms: int, end_ms: int) -> str | None:
+        """A fingerprint of the rows in this time range: while it stays the same, so do they.
+
+        It may change although they do not. None where the source cannot vouch for its rows.
+        """
+
     def close(self) -> None:
         """Give back all connections."""

@@ -111,6 +111,9 @@ class Store(Protocol):
         A file that exists with the same bytes is success; with other bytes, AlreadyExists.
         """
 
+    def adopt(self, other: Store, path: str) -> None:
+        """Make a complete file of another store a file of this one as well; one that is there stays as it is."""
+
     def delete(self, path: str) -> None:
         """Remove a file that is there."""
 
@@ -218,6 +221,26 @@ class LocalStore:
                 present = hash_file(self, path)
                 if (present.sha256, present.bytes) != (sink.sha256, sink.tell()):
                     raise
+
+    def adopt(self, other: Store, path: str) -> None:
+        """Link a file of another folder, or copy it where links do not reach."""
+        final = self._path(path)
+        with _explained("write", final):
+            _make_folder(final.parent)
+            if isinstance(other, LocalStore):
+                try:
+                    os.link(other._path(path), final)
+                except FileExistsError:
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                        raise
+                else:
+                    _sync_folder(final.parent)
+                    return
+        with other.open(path) as file, self.writer(path) as sink:
+            while block := file.read(_READ_BLOCK):
+                sink.write(block)
 
     def delete(self, path: str) -> None:
         """Remove a file."""

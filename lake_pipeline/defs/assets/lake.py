@@ -93,6 +93,7 @@ def build_lake_assets(
                         context.partition_keys,
                         threads=candle_source.thread_count,
                         max_rows_in_flight=candle_source.max_rows_in_flight,
+                        reuse_from=lake.store() if candle_source.reuse else None,
                         details=_details(context),
                         on_bucket=progress,
                     )
