@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lake_pipeline.cli.options import data_root_option
 from lake_pipeline.cli.output import format_option, print_mapping, print_rows, progress, readable_bytes
+
+if TYPE_CHECKING:
+    from lake_pipeline.io.store import Store
 
 __all__ = ["COMMANDS"]
 
@@ -18,10 +21,8 @@ __all__ = ["COMMANDS"]
 @format_option
 def runs(data_root: str | None, format_: str) -> None:
     """List all runs, sealed or not, with their sizes and coverage."""
-    from lake_pipeline.core.buckets import ALL_BUCKETS
     from lake_pipeline.errors import LakeError
-    from lake_pipeline.io import layout
-    from lake_pipeline.run import list_run_ids, load_run
+    from lake_pipeline.run import list_run_ids
     from lake_pipeline.settings import LakeSettings
 
     lake = LakeSettings(data_root=data_root).store()
@@ -32,27 +33,50 @@ def runs(data_root: str | None, format_: str) -> None:
         )
         row["run_id"] = run_id
         try:
-            run = load_run(lake, run_id)
-            row |= {"interval": run.spec.interval, "window": run.spec.window}
-            if run.sealed:
-                manifest = run.manifest()
-                coverage = manifest.coverage
-                row |= {
-                    "state": "sealed",
-                    "alerts": manifest.inputs.alerts.rows,
-                    "kept": coverage.kept_events,
-                    "complete": coverage.complete,
-                    "candles": manifest.total_rows,
-                    "files": manifest.total_files,
-                    "bytes": manifest.total_bytes,
-                }
-            else:
-                done = sum(run.store.exists(layout.receipt_path(bucket)) for bucket in ALL_BUCKETS)
-                row["state"] = f"{done} of {len(ALL_BUCKETS)} buckets"
+            row |= _sealed_row(lake, run_id) or _unsealed_row(lake, run_id)
         except LakeError as error:
             row["state"] = f"damaged: {error}"
         rows.append(row)
     print_rows(rows, format_, empty=f"no runs under {lake.uri}; `lake demo` makes one")
+
+
+def _sealed_row(lake: Store, run_id: str) -> dict[str, Any] | None:
+    from lake_pipeline.core.manifest import Summary, parse_record
+    from lake_pipeline.errors import RunError
+    from lake_pipeline.io import layout
+
+    path = f"{layout.run_folder(run_id)}/{layout.MANIFEST}"
+    if not lake.exists(path):
+        return None
+    summary = parse_record(Summary, lake.read(path), path)
+    if summary.run_id != run_id:
+        raise RunError(f"{path} is that of run {summary.run_id!r}")
+    outputs = summary.outputs.values()
+    return {
+        "state": "sealed",
+        "interval": summary.slice_spec.interval,
+        "window": summary.slice_spec.window,
+        "alerts": summary.inputs.alerts.rows,
+        "kept": summary.coverage.kept_events,
+        "complete": summary.coverage.complete,
+        "candles": sum(output.rows for output in outputs),
+        "files": sum(output.files for output in outputs),
+        "bytes": sum(output.bytes for output in outputs),
+    }
+
+
+def _unsealed_row(lake: Store, run_id: str) -> dict[str, Any]:
+    from lake_pipeline.core.buckets import ALL_BUCKETS
+    from lake_pipeline.io import layout
+    from lake_pipeline.run import load_run
+
+    run = load_run(lake, run_id)
+    done = sum(run.store.exists(layout.receipt_path(bucket)) for bucket in ALL_BUCKETS)
+    return {
+        "state": f"{done} of {len(ALL_BUCKETS)} buckets",
+        "interval": run.spec.interval,
+        "window": run.spec.window,
+    }
 
 
 @click.command()

@@ -24,6 +24,7 @@ __all__ = [
     "Receipt",
     "Record",
     "RunRecord",
+    "Summary",
     "build_manifest",
     "parse_record",
 ]
@@ -41,7 +42,7 @@ class _Model(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
 
-_ModelT = TypeVar("_ModelT", bound=_Model)
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 def parse_record(model: type[_ModelT], data: bytes, path: str) -> _ModelT:
@@ -196,6 +197,18 @@ class OutputSummary(_Model):
     files: Count
     rows: Count
     bytes: Count
+
+
+class Summary(BaseModel):
+    """The few figures of a manifest that a list of runs shows, read without building the rest of it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    run_id: str
+    slice_spec: SliceSpec
+    inputs: Inputs
+    coverage: Coverage
+    outputs: dict[str, OutputSummary]
 
 
 class Manifest(_Model):

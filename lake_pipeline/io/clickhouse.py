@@ -34,13 +34,12 @@ from lake_pipeline.io.queries import (
     resolve_columns,
     slice_query,
 )
-from lake_pipeline.io.source import SliceRequest
+from lake_pipeline.io.source import DEFAULT_TABLE, SliceRequest
 
 __all__ = ["ClickHouseSource", "SourceConfig", "quote_table"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TABLE: Final = "ohlcv_candles"
 _RETRY_WAITS_S: Final = (0.5, 2.0, 8.0)
 # What ClickHouse calls conditions that pass by themselves.
 _TRANSIENT_CODES: Final = frozenset(

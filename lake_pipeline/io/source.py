@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ from lake_pipeline.core.candles import CandleBlock
 from lake_pipeline.core.plan import Plan
 from lake_pipeline.core.spec import RunSpec
 
-__all__ = ["CandleSource", "SliceRequest"]
+__all__ = ["DEFAULT_TABLE", "CandleSource", "SliceRequest"]
+
+DEFAULT_TABLE: Final = "ohlcv_candles"
 
 Int64Array = npt.NDArray[np.int64]
 
