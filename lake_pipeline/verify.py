@@ -192,7 +192,11 @@ class _Checker:
         kept = coverage.column("kept").to_numpy(zero_copy_only=False)
         with ThreadPoolExecutor(threads) as pool:
             buckets = [receipt for receipt in receipts if receipt.files]
-            outcomes = list(pool.map(lambda receipt: _BucketChecker(self.store, plan, receipt, kept).run(), buckets))
+            mints: dict[str, dict[str, int]] = {bucket: {} for bucket in ALL_BUCKETS}
+            for index, (mint, bucket) in enumerate(zip(plan.mints, plan.buckets, strict=True)):
+                mints[bucket][mint] = index
+            checkers = [_BucketChecker(self.store, plan, each, mints[each.mint_bucket], kept) for each in buckets]
+            outcomes = list(pool.map(_BucketChecker.run, checkers))
         measures = {name: np.zeros(coverage.num_rows, dtype=np.int64) for name in MEASURES}
         # An alert no candle was written for has the measures of an empty window.
         for name in ("missing", "largest_gap"):
@@ -204,7 +208,8 @@ class _Checker:
                 measures[name][outcome.alert_rows] = outcome.measures[name]
         recount = coverage_table(alerts, measures, plan.spec)
         compared = [name for name in recount.column_names if name not in ("kept", "reason")]
-        for row in np.flatnonzero(kept).tolist():
+        same = coverage.select(compared).filter(pa.array(kept)).equals(recount.select(compared).filter(pa.array(kept)))
+        for row in np.flatnonzero(kept).tolist() if not same else ():
             for name in compared:
                 stored, counted = coverage.column(name)[row].as_py(), recount.column(name)[row].as_py()
                 if stored != counted:
@@ -295,17 +300,15 @@ class _BucketOutcome:
 class _BucketChecker:
     """Reads one bucket's parts, a few mints at a time, and checks every candle."""
 
-    def __init__(self, store: Store, plan: Plan, receipt: Receipt, kept: npt.NDArray[np.bool_]) -> None:
+    def __init__(
+        self, store: Store, plan: Plan, receipt: Receipt, mint_index: dict[str, int], kept: npt.NDArray[np.bool_]
+    ) -> None:
         self.store = store
         self.plan = plan
         self.receipt = receipt
         self.kept = kept
         self.faults: list[str] = []
-        self.mint_index = {
-            mint: index
-            for index, (mint, bucket) in enumerate(zip(plan.mints, plan.buckets, strict=True))
-            if bucket == receipt.mint_bucket
-        }
+        self.mint_index = mint_index
 
     def run(self) -> _BucketOutcome:
         rows: list[Int64Array] = [np.empty(0, np.int64)]
