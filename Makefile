@@ -29,7 +29,7 @@ ui: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Dagster's UI on localhost
 SCALE ?= small
 ROUNDS ?= 3
 bench: $(VENV)/installed  ## The export against what one would type instead; SCALE=full is 60 M candles
-	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench-$(SCALE)
+	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
 
 format: $(VENV)/installed  ## Apply the formatter
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,21 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+PARTS = (
+    "query",
+    "engine start",
+    "sort, dedupe, split",
+    "encode",
+    "write",
+    "fsync",
+    "hash",
+    "coverage",
+    "alerts and plan",
+    "receipts and manifest",
+    "imports",
+    "Dagster",
+    "Dagster events",
+)
 seconds: dict[str, float] = defaultdict(float)
 _lock = threading.Lock()
 _stack = threading.local()
@@ -49,25 +64,6 @@ def wrap(owner: Any, attribute: str, name: str) -> None:
     setattr(owner, attribute, timed)
 
 
-def wrap_context(owner: Any, attribute: str, name: str) -> None:
-    """Make entering and leaving the context manager that `owner.attribute` gives a section, not its block."""
-    original = getattr(owner, attribute)
-
-    @functools.wraps(original)
-    @contextlib.contextmanager
-    def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with contextlib.ExitStack() as stack:
-            with section(name):
-                value = stack.enter_context(original(*args, **kwargs))
-            try:
-                yield value
-            finally:
-                with section(name):
-                    stack.close()
-
-    setattr(owner, attribute, timed)
-
-
 class _TimedHash:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -84,8 +80,9 @@ def instrument() -> None:
     """Wrap the parts of the export in this process."""
     from types import SimpleNamespace
 
-    from lake_pipeline import export, run, seal
+    from lake_pipeline import export, run, seal, settings
     from lake_pipeline.core.manifest import Receipt
+    from lake_pipeline.defs.assets import lake
     from lake_pipeline.io import clickhouse, parquet, store
 
     wrap(clickhouse.ClickHouseSource, "call", "query")
@@ -93,15 +90,16 @@ def instrument() -> None:
     wrap(clickhouse, "_block", "sort, dedupe, split")
     wrap(export._Exporter, "_read_slice", "sort, dedupe, split")
     wrap(export, "measure_windows", "coverage")
-    wrap(export, "load_alerts", "alerts and plan")
+    wrap(settings, "load_alerts", "alerts and plan")
     wrap(export, "build_plan", "alerts and plan")
     wrap(parquet.SliceWriter, "write", "encode")
     wrap(parquet.SliceWriter, "__exit__", "encode")
     wrap(Receipt, "to_bytes", "receipts and manifest")
     wrap(run, "parse_record", "receipts and manifest")
     wrap(export._Exporter, "_write_bucket", "receipts and manifest")
-    wrap(seal, "cover_run", "coverage")
+    wrap(lake, "cover_run", "coverage")
     wrap(seal, "gather_coverage", "coverage")
+    wrap(lake, "seal_run", "receipts and manifest")
     wrap(seal, "build_manifest", "receipts and manifest")
     wrap(store.Sink, "write", "write")
     wrap(store.LocalStore, "_publish", "write")
@@ -109,3 +107,13 @@ def instrument() -> None:
     wrap(store, "_sync_folder", "fsync")
     wrap(store, "_make_folder", "write")
     store.hashlib = SimpleNamespace(sha256=_TimedHash)  # type: ignore[assignment]
+    # The thread that hands out the work does nothing meanwhile.
+    wrap(lake, "export_buckets", "waiting")
+    wrap(run.Run, "bucket_states", "waiting")
+
+
+def instrument_dagster() -> None:
+    """Wrap what Dagster stores while the job runs."""
+    import dagster as dg
+
+    wrap(dg.DagsterInstance, "handle_new_event", "Dagster events")
