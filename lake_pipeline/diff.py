@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from lake_pipeline.core.manifest import FileEntry, Manifest
-from lake_pipeline.core.schemas import COVERAGE_SCHEMA, SLICE_SCHEMA
+from lake_pipeline.core.schemas import COVERAGE_SCHEMA
 from lake_pipeline.errors import RunNotSealed
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table
 from lake_pipeline.run import Run
 
-__all__ = ["MintDiff", "RunDiff", "diff_runs"]
+__all__ = ["CandleDiff", "MintDiff", "RunDiff", "diff_candles", "diff_runs"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,21 @@ class MintDiff:
     only_in_a: int
     only_in_b: int
     changed: int
+
+
+@dataclass(frozen=True)
+class CandleDiff:
+    """One candle that differs: `added` (only in B), `removed` (only in A) or `revised`, with what it was and is.
+
+    `a` and `b` map open, high, low, close, volume and source to their values; None where there is no candle.
+    """
+
+    bucket: str
+    mint: str
+    ts_ms: int
+    change: str
+    a: dict[str, Any] | None
+    b: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ def diff_runs(a: Run, b: Run) -> RunDiff:
     mints = [
         mint
         for bucket in buckets
-        for mint in _diff_mints(bucket, _read(a, files_a.get(bucket, [])), _read(b, files_b.get(bucket, [])))
+        for mint in diff_candles(bucket, a.candles(files_a.get(bucket, [])), b.candles(files_b.get(bucket, [])), 0)[0]
     ]
     return RunDiff(a.run_id, b.run_id, False, settings, buckets, mints, _diff_alerts(a, b))
 
@@ -77,27 +92,37 @@ def _by_bucket(run: Run, manifest: Manifest) -> dict[str, list[FileEntry]]:
     return buckets
 
 
-def _read(run: Run, files: Sequence[FileEntry]) -> pa.Table:
-    tables = [read_table(run.store, file.path, SLICE_SCHEMA) for file in files]
-    return pa.concat_tables([SLICE_SCHEMA.empty_table(), *tables])
-
-
-def _diff_mints(bucket: str, a: pa.Table, b: pa.Table) -> list[MintDiff]:
+def diff_candles(bucket: str, a: pa.Table, b: pa.Table, limit: int) -> tuple[list[MintDiff], list[CandleDiff]]:
+    """The candles of two tables of SLICE_SCHEMA that differ: counted by mint, and the first `limit` of them."""
     import duckdb
 
     with duckdb.connect() as connection:
         connection.register("a", a)
         connection.register("b", b)
-        rows = connection.execute(
+        connection.execute(
             """
-            SELECT coalesce(a.mint, b.mint) AS mint, count(*) FILTER (b.mint IS NULL),
-                   count(*) FILTER (a.mint IS NULL), count(*) FILTER (a.mint IS NOT NULL AND b.mint IS NOT NULL)
+            CREATE TEMP TABLE differences AS
+            SELECT coalesce(a.mint, b.mint) AS mint, epoch_ms(coalesce(a.ts, b.ts)) AS ts_ms,
+                   CASE WHEN b.mint IS NULL THEN 'removed' WHEN a.mint IS NULL THEN 'added' ELSE 'revised' END change,
+                   CASE WHEN a.mint IS NOT NULL THEN struct_pack(
+                       open := a.open, high := a.high, low := a.low, close := a.close, volume := a.volume,
+                       source := a.source) END AS a,
+                   CASE WHEN b.mint IS NOT NULL THEN struct_pack(
+                       open := b.open, high := b.high, low := b.low, close := b.close, volume := b.volume,
+                       source := b.source) END AS b
             FROM a FULL JOIN b ON a.mint = b.mint AND a.ts = b.ts
             WHERE a IS DISTINCT FROM b
-            GROUP BY 1 ORDER BY 1
+            """
+        )
+        mints = connection.execute(
+            """
+            SELECT mint, count(*) FILTER (change = 'removed'), count(*) FILTER (change = 'added'),
+                   count(*) FILTER (change = 'revised')
+            FROM differences GROUP BY 1 ORDER BY 1
             """
         ).fetchall()
-    return [MintDiff(bucket, *row) for row in rows]
+        candles = connection.execute("FROM differences ORDER BY mint, ts_ms LIMIT ?", [limit]).fetchall()
+    return [MintDiff(bucket, *row) for row in mints], [CandleDiff(bucket, *row) for row in candles]
 
 
 def _diff_alerts(a: Run, b: Run) -> dict[str, str]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lake_pipeline.core.alerts import NormalisedAlerts, normalise_alerts
-from lake_pipeline.core.buckets import ALL_BUCKETS, format_buckets
+from lake_pipeline.core.buckets import ALL_BUCKETS, check_buckets, format_buckets
 from lake_pipeline.core.candles import (
     REJECT_REASONS,
     CandleBlock,
@@ -286,9 +286,7 @@ def export_buckets(
 
 
 def _check_limits(buckets: Sequence[str], threads: int, max_rows_in_flight: int) -> None:
-    unknown = [bucket for bucket in buckets if bucket not in ALL_BUCKETS]
-    if unknown:
-        raise ConfigError(f"{', '.join(map(repr, unknown[:5]))} is not a bucket: buckets are 00 to ff")
+    check_buckets(buckets)
     if not 1 <= threads <= 256:
         raise ConfigError(f"threads {threads} is not between 1 and 256")
     if max_rows_in_flight < 1:

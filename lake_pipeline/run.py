@@ -16,7 +16,7 @@ import pyarrow as pa
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.canonical import table_digest
 from lake_pipeline.core.manifest import FileEntry, Manifest, Receipt, RunRecord, parse_record
-from lake_pipeline.core.schemas import ALERTS_SCHEMA
+from lake_pipeline.core.schemas import ALERTS_SCHEMA, SLICE_SCHEMA
 from lake_pipeline.core.spec import RunSpec, run_fingerprint
 from lake_pipeline.errors import LakeError, RunError, RunMismatch, RunNotFound
 from lake_pipeline.io import layout
@@ -84,6 +84,11 @@ class Run:
     def require_same(self, record: RunRecord) -> None:
         """Raise RunMismatch naming what differs when this run has another identity than `record`."""
         _refuse_differences(self.record, record)
+
+    def candles(self, files: Iterable[FileEntry]) -> pa.Table:
+        """All candles of these slice files."""
+        tables = [read_table(self.store, file.path, SLICE_SCHEMA) for file in files]
+        return pa.concat_tables([SLICE_SCHEMA.empty_table(), *tables])
 
     def bucket_state(self, bucket: str, *, hashes: bool = True) -> BucketState:
         """A bucket's receipt, checked against its files: their hashes, or only that they are there."""

@@ -1,4 +1,4 @@
-"""Commands that look at runs: runs, show, verify, diff."""
+"""Commands that look at runs: runs, show, verify, diff, reproduce."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lake_pipeline.cli.options import data_root_option
 from lake_pipeline.cli.output import format_option, print_mapping, print_rows, progress, readable_bytes
 
 if TYPE_CHECKING:
+    from lake_pipeline.diff import CandleDiff
     from lake_pipeline.io.store import Store
 
 __all__ = ["COMMANDS"]
@@ -177,4 +178,72 @@ def diff(run_a: str, run_b: str, data_root: str | None, format_: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-COMMANDS = (runs, show, verify, diff)
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--bucket", "buckets", multiple=True, metavar="HH", help="Only this bucket; may be repeated.")
+@click.option(
+    "--scratch", metavar="DIR", help="Where the copy is made and removed again. [default: a temporary folder]"
+)
+@data_root_option
+@format_option
+def reproduce(run_id: str, buckets: tuple[str, ...], scratch: str | None, data_root: str | None, format_: str) -> None:
+    """Export a sealed run again from its source and compare, bucket by bucket.
+
+    Says "identical", or what the source has changed since: which mints, and which candles were added, removed or
+    revised. The sealed run is only read. Exit code 0 if identical, 1 if something differs, 2 if it could not be tried.
+    """
+    from lake_pipeline.core.buckets import ALL_BUCKETS
+    from lake_pipeline.reproduce import reproduce_run
+    from lake_pipeline.run import load_run
+    from lake_pipeline.settings import LakeSettings, SourceSettings
+
+    lake = LakeSettings(data_root=data_root)
+    run = load_run(lake.store(), run_id)
+    settings = SourceSettings(**run.record.source)
+    chosen = buckets or ALL_BUCKETS
+    with settings.connect(lake.root) as source, progress("exporting buckets again", len(chosen)) as advance:
+        found = reproduce_run(
+            run,
+            source,
+            chosen,
+            scratch=scratch,
+            threads=settings.thread_count,
+            on_bucket=lambda result: advance(1),
+        )
+    if format_ == "json":
+        print_mapping({**asdict(found), "identical": found.identical}, format_)
+    elif format_ == "csv":
+        print_rows([_candle_columns(candle) for candle in found.candles], format_)
+    elif found.identical:
+        click.echo(f"identical: {found.buckets} of {found.buckets} buckets of run {run_id}, every byte")
+    else:
+        click.echo(f"{len(found.changed)} of {found.buckets} buckets of run {run_id} differ from what was sealed")
+        print_rows([{**asdict(each), "ledger": "; ".join(each.ledger)} for each in found.changed], format_)
+        if found.mints:
+            click.echo("\nmints, by candles removed (only_in_a), added (only_in_b) and revised (changed):")
+            print_rows([asdict(mint) for mint in found.mints], format_)
+            click.echo("\nthe first candles (--format csv has more):")
+            print_rows([_candle_row(candle) for candle in found.candles[:10]], format_)
+    if not found.identical:
+        raise click.exceptions.Exit(1)
+
+
+def _candle_columns(candle: CandleDiff) -> dict[str, Any]:
+    values = asdict(candle)
+    for side in ("a", "b"):
+        found = values.pop(side) or {}
+        values |= {f"{side}_{name}": found.get(name) for name in ("open", "high", "low", "close", "volume", "source")}
+    return values
+
+
+def _candle_row(candle: CandleDiff) -> dict[str, Any]:
+    """A changed candle in a line: of a revised one, only the values that differ."""
+    a, b = candle.a or {}, candle.b or {}
+    if candle.change == "revised":
+        what = ", ".join(f"{name} {a[name]} -> {b[name]}" for name in a if a[name] != b[name])
+    else:
+        what = ", ".join(f"{name} {value}" for name, value in (a or b).items())
+    return {"mint": candle.mint, "ts_ms": candle.ts_ms, "change": candle.change, "values": what}
+
+
+COMMANDS = (runs, show, verify, diff, reproduce)

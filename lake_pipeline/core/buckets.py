@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["ALL_BUCKETS", "compute_mint_bucket", "format_buckets"]
+from lake_pipeline.errors import ConfigError
+
+__all__ = ["ALL_BUCKETS", "check_buckets", "compute_mint_bucket", "format_buckets"]
 
 ALL_BUCKETS: Final = tuple(f"{byte:02x}" for byte in range(256))
 
@@ -15,6 +17,13 @@ def compute_mint_bucket(mint: str) -> str:
     """First byte of SHA-1(mint, UTF-8) as two lowercase hex digits, `00`..`ff`."""
     # SHA-1 spreads keys here; nothing rests on its strength.
     return hashlib.sha1(mint.encode(), usedforsecurity=False).hexdigest()[:2]
+
+
+def check_buckets(buckets: Iterable[str]) -> None:
+    """Raise ConfigError unless all of these are buckets."""
+    unknown = [bucket for bucket in buckets if bucket not in ALL_BUCKETS]
+    if unknown:
+        raise ConfigError(f"{', '.join(map(repr, unknown[:5]))} is not a bucket: buckets are 00 to ff")
 
 
 def format_buckets(buckets: Iterable[str]) -> str:
