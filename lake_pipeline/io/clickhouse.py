@@ -73,7 +73,7 @@ _ADVICE: Final[Mapping[int, str]] = {
 }
 # One thread per query: the export runs several queries at once. Windows are literals, so the text is long.
 _SETTINGS: Final[dict[str, Any]] = {"max_threads": 1, "max_query_size": 1 << 28, "session_timezone": "UTC"}
-# A user's profile on the server may make limits cut results silently: here they raise, and no row is left out.
+# A profile on the server may make its limits, or a shard that is down, cut results short silently: here they raise.
 _WHOLE_RESULTS: Final[dict[str, Any]] = {
     **dict.fromkeys(
         (
@@ -88,8 +88,6 @@ _WHOLE_RESULTS: Final[dict[str, Any]] = {
         ),
         "throw",
     ),
-    "limit": 0,
-    "offset": 0,
     "skip_unavailable_shards": 0,
 }
 # A server that is silent for so long is an error. While a long query runs it sends progress, well within this.
