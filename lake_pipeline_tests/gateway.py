@@ -301,8 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = gateway.take_fault(sql)
         if fault and self._fails_before(fault):
             return
+        # An insert that fails midway adds nothing; a query that does has its first rows.
+        refused = fault and fault.kind.endswith("error_midway") and sql.startswith("INSERT")
         try:
-            output, summary = gateway.execute(statement, parameters)
+            output, summary = (b"", {}) if refused else gateway.execute(statement, parameters)
         except EngineError as error:
             self._send_error(error.code, str(error))
             return

@@ -358,7 +358,6 @@ def test_what_is_loaded_is_there_once_whatever_went_wrong(
         assert (again.inserted, again.present) == (0, len(CANDLES)), name
 
 
-# A load that has staged its rows may go on whatever the server said.
 @pytest.mark.parametrize(
     ("step", "kind"),
     [*((step, "error") for step in STEPS), ("create", "clean_error_midway"), ("add", "clean_error_midway")],
