@@ -46,6 +46,7 @@ Kind = Literal[
     "short_length",  # the body ends before its Content-Length
     "cut",  # the chunked body ends early, without its terminator
     "clean_cut",  # it ends early, with its terminator: HTTP sees nothing wrong
+    "block_cut",  # the same after a whole block of an Arrow result, which looks like the end of an ArrowStream
     "error",  # HTTP 500 with a ClickHouse error
     "error_midway",  # status 200, part of the rows, the text of an error, no terminator
     "clean_error_midway",  # the same with a terminator, as old servers do
@@ -94,6 +95,7 @@ _RESERVED = frozenset(
     | {"quota_key", "role"}
 )
 _STATUS_OF_CODE = {60: 404, 62: 400, 81: 404, 47: 404, 46: 404, 48: 501, 192: 403, 193: 403, 194: 401, 516: 403}
+_ARROW_MESSAGE = b"\xff\xff\xff\xff"  # begins each
 _CODE = re.compile(r"Code: ([0-9]+)\.")
 _FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 _INSERT = re.compile(rb"\s*(INSERT\s+INTO\s.*?)\s+FORMAT\s+(\w+)\s*?(?:\n|$)", re.IGNORECASE | re.DOTALL)
@@ -406,7 +408,10 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _fail_within(self, fault: Fault, headers: Mapping[str, str], body: bytes) -> None:
-        part = body[: int(len(body) * fault.share)]
+        length = int(len(body) * fault.share)
+        if fault.kind == "block_cut":
+            length = max(body.rfind(_ARROW_MESSAGE, 0, length), 0)
+        part = body[:length]
         if fault.kind == "short_length":
             self._start(200, {**headers, "Content-Length": str(len(body))})
             self.wfile.write(part)
@@ -420,7 +425,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "cut":
                 self._chunks(part)
                 self._hang_up()
-            case "clean_cut":
+            case "clean_cut" | "block_cut":
                 self._chunks(part)
                 self.wfile.write(b"0\r\n\r\n")
             case "error_midway" | "clean_error_midway":

@@ -36,7 +36,7 @@ SHARES = (0.0, 0.4, 0.999)
 PASSING = {
     **{
         f"{kind} at {share}": Fault(kind, times=2, share=share)
-        for kind in ("reset", "short_length", "cut", "clean_cut", "error_midway", "clean_error_midway")
+        for kind in ("reset", "short_length", "cut", "clean_cut", "block_cut", "error_midway", "clean_error_midway")
         for share in SHARES
     },
     "drop": Fault("drop", times=2),
@@ -46,7 +46,7 @@ PASSING = {
 ONE_OF_EACH_KIND = {
     name: fault
     for name, fault in PASSING.items()
-    if fault.share == SHARES[1] or name in ("drop", "error 241", "status 503")
+    if fault.share == SHARES[1] or name in ("clean_cut at 0.0", "drop", "error 241", "status 503")
 }
 LASTING = {
     **{f"error {code}": Fault("error", times=99, code=code) for code in (47, 60, 62, 81, 192, 193, 497, 516)},
@@ -122,6 +122,7 @@ def test_a_fault_that_passes_is_waited_out_and_the_result_is_whole(
     gateway: Gateway, base: str, http_source_of: SourceFactory, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     waits: list[float] = []
+    gateway.profile = {"max_block_size": "4"}  # a result of several blocks, any of which may be the last to come
     source = http_source_of(base, sleep=waits.append)
     source.table()
     fault = replace(PASSING[name], match="ASOF")
