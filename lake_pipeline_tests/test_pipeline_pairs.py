@@ -297,8 +297,9 @@ def test_a_second_process_on_the_embedded_database_names_the_first(
     engine: ClickHouseSource, engine_root: Path, market: Market
 ) -> None:
     export = ["export-run-slices", "--alerts", market.csv, "--interval", "1m", "--window", "pre10_post20"]
-    done = lake_command({}, *export, "--table", market.table, "--data-root", engine_root)
+    done = lake_command({}, *export, "--run-id", "late", "--table", market.table, "--data-root", engine_root)
     assert done.returncode == 2
     assert f"is in use by process {os.getpid()}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not Path(engine_root, "lake").exists()
+    with pytest.raises(RunNotFound):
+        open_run("late", engine_root)
