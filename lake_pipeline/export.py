@@ -432,11 +432,12 @@ class _Exporter:
         try:
             self._clear_leftovers(bucket)
             with self.run.store.lock(exclusive=False):
-                if self.run.sealed:
-                    raise RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
+                # Another process may have committed this bucket meanwhile, and even sealed the run.
                 state = self.run.bucket_state(bucket)
                 if state.receipt:
                     return BucketResult.of(state.receipt, skipped=True)
+                if self.run.sealed:
+                    raise RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
                 receipt = write()
                 try:
                     self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())

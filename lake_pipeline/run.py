@@ -140,12 +140,14 @@ def load_run(lake: Store, run_id: str) -> Run:
     """The run of this id under a data root. Raises RunNotFound, or RunError for a damaged run.json."""
     store = lake.sub(layout.run_folder(run_id))
     if not store.exists(layout.RUN_RECORD):
-        known = list_run_ids(lake)
-        if run_id in known:
+        # A folder that holds no file yet is that of a run another process is about to create; when it holds some,
+        # the record may have come since we looked.
+        if any(not file.temporary for file in store.files()) and not store.exists(layout.RUN_RECORD):
             raise RunError(
                 f"{store.uri} has no {layout.RUN_RECORD}: the run is damaged or not a run. Restore the file from a "
                 "copy, or move the folder away"
             )
+        known = [name for name in list_run_ids(lake) if name != run_id]
         hint = f"runs here: {', '.join(known[:10])}{' ...' if len(known) > 10 else ''}" if known else "no runs here yet"
         raise RunNotFound(
             f"no run {run_id!r} under {lake.uri} ({hint}). Materialise `alerts` first, or check run_id and data_root"

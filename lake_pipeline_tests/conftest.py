@@ -36,6 +36,7 @@ from lake_pipeline_tests.candles_for_tests import (
     start_run,
     write_alerts,
 )
+from lake_pipeline_tests.gateway import Gateway
 
 # Whatever machine this runs on, no test may reach for its server or its lake.
 for name in [name for name in os.environ if name.startswith(("CLICKHOUSE_", "LAKE_"))]:
@@ -78,6 +79,28 @@ def source_of(engine: ClickHouseSource) -> Iterator[SourceFactory]:
         source = ClickHouseSource(SourceConfig(embedded_path=engine.config.embedded_path, table=table, **config))
         opened.append(source)
         return source
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+@pytest.fixture
+def gateway(engine: ClickHouseSource) -> Iterator[Gateway]:
+    """A ClickHouse server on loopback over the shared database, with a password."""
+    with Gateway(engine.config.embedded_path, user="lake", password="s3cret-word") as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def http_source_of(gateway: Gateway) -> Iterator[SourceFactory]:
+    """Makes sources on the gateway, by table name, that do not really wait; closes them."""
+    opened: list[ClickHouseSource] = []
+
+    def make(table: str, sleep: Callable[[float], None] = lambda seconds: None, **environment: str) -> ClickHouseSource:
+        config = SourceConfig.from_environment(gateway.environment | environment, "not used", table=table)
+        opened.append(ClickHouseSource(config, sleep=sleep))
+        return opened[-1]
 
     yield make
     for source in opened:

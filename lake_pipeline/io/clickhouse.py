@@ -36,7 +36,7 @@ from lake_pipeline.io.queries import (
 )
 from lake_pipeline.io.source import DEFAULT_TABLE, SliceRequest
 
-__all__ = ["ClickHouseSource", "SourceConfig", "quote_table"]
+__all__ = ["ClickHouseSource", "SourceConfig", "fetch_rows", "quote_table", "run_statement"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +45,19 @@ _RETRY_WAITS_S: Final = (0.5, 2.0, 8.0)
 _TRANSIENT_CODES: Final = frozenset(
     {
         159,  # TIMEOUT_EXCEEDED
+        198,  # DNS_ERROR, of a cluster's other hosts
         202,  # TOO_MANY_SIMULTANEOUS_QUERIES
         203,  # NO_FREE_CONNECTION
         209,  # SOCKET_TIMEOUT
         210,  # NETWORK_ERROR
+        236,  # ABORTED, by a server that shuts down
         241,  # MEMORY_LIMIT_EXCEEDED, most often by the neighbours
+        252,  # TOO_MANY_PARTS, until merges catch up
         279,  # ALL_CONNECTION_TRIES_FAILED
         319,  # UNKNOWN_STATUS_OF_INSERT
         394,  # QUERY_WAS_CANCELLED
         439,  # CANNOT_SCHEDULE_TASK
+        745,  # SERVER_OVERLOADED
         999,  # KEEPER_EXCEPTION
     }
 )
@@ -62,11 +66,32 @@ _ADVICE: Final[Mapping[int, str]] = {
     81: "the database does not exist: set candle_source.database or CLICKHOUSE_DATABASE",
     192: "unknown user: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
     193: "wrong password: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+    194: "a password is needed: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
     497: "the user may not read this: grant SELECT on the candle table",
     516: "authentication failed: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
 }
 # One thread per query: the export runs several queries at once. Windows are literals, so the text is long.
 _SETTINGS: Final[dict[str, Any]] = {"max_threads": 1, "max_query_size": 1 << 28, "session_timezone": "UTC"}
+# A profile on the server may make its limits, or a shard that is down, cut results short silently: here they raise.
+_WHOLE_RESULTS: Final[dict[str, Any]] = {
+    **dict.fromkeys(
+        (
+            "distinct_overflow_mode",
+            "join_overflow_mode",
+            "read_overflow_mode",
+            "read_overflow_mode_leaf",
+            "result_overflow_mode",
+            "set_overflow_mode",
+            "timeout_overflow_mode",
+            "timeout_overflow_mode_leaf",
+        ),
+        "throw",
+    ),
+    "skip_unavailable_shards": 0,
+}
+# A server that is silent for so long is an error. While a long query runs it sends progress, well within this.
+_TIMEOUTS_S: Final = {"connect_timeout": 10, "send_receive_timeout": 300}
+_OLDEST_VERSION: Final = (23, 6)  # session_timezone
 _SOME_MILLISECONDS: Final = 100_000_000_000
 _RANK_OF_NULL: Final = np.iinfo(np.int64).min
 
@@ -171,6 +196,32 @@ class SourceConfig:
 def quote_table(database: str, table: str) -> str:
     """Quoted `database.table`."""
     return CandleTable(database, table, {}, {}).qualified
+
+
+def fetch_rows(client: Any, query: str) -> list[dict[str, Any]]:
+    """All rows of a small result.
+
+    Every result here and in `ClickHouseSource.read` travels in Arrow's file format. Its last bytes are a footer that
+    lists every block, so an answer that was cut anywhere does not open, even where HTTP saw a proper end. ArrowStream
+    and Native promise less: both may end after any block. A row count or X-ClickHouse-Summary would not do either:
+    the one costs a second query, the other is sent before the body.
+    """
+    rows: list[dict[str, Any]] = client.query_arrow(query).to_pylist()
+    return rows
+
+
+def run_statement(client: Any, statement: str) -> None:
+    """Run a statement that has no result. Raises the driver's error if there is one in its place.
+
+    Once its headers are sent, a server can report an error only in the body.
+    """
+    from clickhouse_connect.driver.exceptions import OperationalError
+    from clickhouse_connect.driver.summary import QuerySummary
+
+    answer = client.command(statement)
+    if not isinstance(answer, QuerySummary):
+        code = re.search(r"Code: ([0-9]+)", str(answer))
+        raise OperationalError(str(answer), code=int(code[1]) if code else None)
 
 
 class ClickHouseSource:
@@ -285,14 +336,29 @@ class ClickHouseSource:
                         f"no permission to write {config.embedded_path}, which the embedded engine needs even to "
                         "read: check the folder's owner and mode"
                     )
-                return clickhouse_connect.get_client(
+                client = clickhouse_connect.get_client(
                     interface="chdb", path=config.embedded_path, database=config.database
                 )
-            arguments = config.connection()
-            try:
-                return clickhouse_connect.get_client(**arguments, client_name="lake-pipeline")
-            except TypeError as error:  # DSN options are keyword arguments of the driver
-                raise ConfigError(f"the ClickHouse DSN has an option the driver does not take: {error}") from error
+            else:
+                # Retries are those of `call`, which says so; a DSN may set other timeouts.
+                arguments = {"query_retries": 0, **_TIMEOUTS_S, **config.connection()}
+                try:
+                    client = clickhouse_connect.get_client(**arguments, client_name="lake-pipeline")
+                except TypeError as error:  # DSN options are keyword arguments of the driver
+                    raise ConfigError(f"the ClickHouse DSN has an option the driver does not take: {error}") from error
+                self._require_version(client)
+            for name, value in _WHOLE_RESULTS.items():
+                client.set_client_setting(name, value)
+            return client
+
+    def _require_version(self, client: Any) -> None:
+        version = str(client.server_version)
+        found = re.match(r"([0-9]+)\.([0-9]+)", version)
+        if not found or (int(found[1]), int(found[2])) < _OLDEST_VERSION:
+            raise SourceError(
+                f"{self.config.location} says its version is {version[:40]!r}: ClickHouse "
+                f"{'.'.join(map(str, _OLDEST_VERSION))} or newer is needed"
+            )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -306,6 +372,8 @@ class ClickHouseSource:
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> SourceError:
+        from clickhouse_connect.driver.exceptions import ProgrammingError
+
         text = str(error).strip()
         if self.config.embedded and ("chdb engine" in text or "EmbeddedServer" in text):
             return self._explain_engine(text)
@@ -314,8 +382,22 @@ class ClickHouseSource:
             return SourceError(f"{self.config.location}: {_ADVICE[code]}. It said: {_first_line(text)}")
         if code is not None and code not in _TRANSIENT_CODES:
             return SourceError(f"{self.config.location} refused the query: {_first_line(text)}")
-        if self.config.embedded and code is None:
+        if code is not None:
+            return SourceUnavailable(f"{self.config.location} cannot answer now: {_first_line(text)}")
+        if self.config.embedded:
             return SourceError(f"{self.config.location}: {_first_line(text)}")
+        if isinstance(error, pa.ArrowInvalid):
+            return SourceUnavailable(f"{self.config.location} sent an incomplete answer: {_first_line(text)}")
+        if isinstance(error, ProgrammingError):  # found by the driver before anything was sent
+            return SourceError(
+                f"{self.config.location} cannot be asked: {_first_line(text)}. A user who may only read needs "
+                "readonly = 2, which lets it change settings"
+            )
+        if re.search(r"HTTP status 4(?!08|29)[0-9]{2}", text):
+            return SourceError(
+                f"{self.config.location} is not ClickHouse, or something in front of it refuses: {_first_line(text)}. "
+                "Check CLICKHOUSE_HOST and CLICKHOUSE_PORT, which is that of HTTP"
+            )
         return SourceUnavailable(
             f"{self.config.location} did not answer: {_first_line(text)}. Check that the server runs and that "
             "CLICKHOUSE_HOST and CLICKHOUSE_PORT are right"
@@ -342,14 +424,15 @@ class ClickHouseSource:
         config = self.config
         database = _database(client, config)
         qualified = quote_table(database, config.table)
-        described = {row[0]: row[1] for row in client.query(f"DESCRIBE TABLE {qualified}").result_rows}
+        described = {row["name"]: row["type"] for row in fetch_rows(client, f"DESCRIBE TABLE {qualified}")}
         where = f"table {database}.{config.table} of {config.location}"
         columns, types = resolve_columns(where, described, config.columns)
         table = CandleTable(database, config.table, columns, types)
         if not needs_unit_probe(types):
             return table
         column = table.column("timestamp")
-        low, high = client.query(f"SELECT min({column}), max({column}) FROM {qualified} AS c").result_rows[0]  # noqa: S608
+        (bounds,) = fetch_rows(client, f"SELECT min({column}) AS low, max({column}) AS high FROM {qualified} AS c")  # noqa: S608
+        low, high = bounds["low"], bounds["high"]
         is_ms = (high or 0) >= _SOME_MILLISECONDS
         if is_ms and 0 < low < _SOME_MILLISECONDS:
             raise SourceError(
@@ -361,7 +444,7 @@ class ClickHouseSource:
 
 def _database(client: Any, config: SourceConfig) -> str:
     named = config.database if config.embedded else config.connection()["database"]
-    return named or str(client.command("SELECT currentDatabase()"))
+    return named or str(fetch_rows(client, "SELECT currentDatabase() AS name")[0]["name"])
 
 
 def _first_line(text: str) -> str:

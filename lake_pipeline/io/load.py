@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from lake_pipeline.core.alerts import END_OF_TIME_MS, FIRST_MILLISECOND_VALUE, parse_text_time
 from lake_pipeline.core.candles import VALUE_COLUMNS
 from lake_pipeline.core.chains import canonical_chain
-from lake_pipeline.errors import InputError
-from lake_pipeline.io.clickhouse import ClickHouseSource, quote_table
+from lake_pipeline.errors import InputError, SourceUnavailable
+from lake_pipeline.io.clickhouse import ClickHouseSource, fetch_rows, quote_table, run_statement
 from lake_pipeline.io.queries import CREATE_CANDLES
 
 __all__ = ["LoadResult", "load_candles"]
@@ -84,7 +84,7 @@ def load_candles(
     # Named at random, so that two loads at once do not share it; dropped in any case.
     staging_name = f"{table}_load_{secrets.token_hex(6)}"
     staging = quote_table(database, staging_name)
-    source.call("create the candle table", lambda client: client.command(CREATE_CANDLES.format(table=target)))
+    source.call("create the candle table", lambda client: run_statement(client, CREATE_CANDLES.format(table=target)))
     rows = inserted = 0
     try:
         for file in files:
@@ -95,7 +95,7 @@ def load_candles(
                 inserted += added
                 on_rows(batch.num_rows)
     finally:
-        source.call("drop the staging table", lambda client: client.command(f"DROP TABLE IF EXISTS {staging}"))
+        source.call("drop the staging table", lambda client: run_statement(client, f"DROP TABLE IF EXISTS {staging}"))
     return LoadResult(f"{database}.{table}", len(files), rows, inserted, rows - inserted)
 
 
@@ -105,8 +105,8 @@ def _insert(client: Any, *, target: str, database: str, staging_name: str, batch
     columns = ", ".join(batch.column_names)
     # Compared by hash: NaN is not equal to itself, and a row that holds one must not come in twice.
     row = f"sipHash128({columns})"
-    client.command(f"DROP TABLE IF EXISTS {staging}")
-    client.command(f"CREATE TABLE {staging} ENGINE = Memory AS SELECT {columns} FROM {target} LIMIT 0")
+    run_statement(client, f"DROP TABLE IF EXISTS {staging}")
+    run_statement(client, f"CREATE TABLE {staging} ENGINE = Memory AS SELECT {columns} FROM {target} LIMIT 0")
     client.insert_arrow(staging_name, batch, database=database)
     fresh = (
         f"SELECT DISTINCT {columns} FROM {staging} WHERE {row} NOT IN "
@@ -114,10 +114,13 @@ def _insert(client: Any, *, target: str, database: str, staging_name: str, batch
         f"AND timestamp >= (SELECT min(timestamp) FROM {staging}) "
         f"AND timestamp <= (SELECT max(timestamp) FROM {staging}))"
     )
-    count = int(client.query(f"SELECT count() FROM ({fresh})").result_rows[0][0])
-    if count:
-        client.command(f"INSERT INTO {target} ({columns}) {fresh}")
-    return count
+    query = f"SELECT (SELECT count() FROM {staging}) AS staged, count() AS fresh FROM ({fresh})"
+    (counts,) = fetch_rows(client, query)
+    if counts["staged"] != batch.num_rows:
+        raise SourceUnavailable(f"{staging} took {counts['staged']} of {batch.num_rows} rows")
+    if counts["fresh"]:
+        run_statement(client, f"INSERT INTO {target} ({columns}) {fresh}")
+    return int(counts["fresh"])
 
 
 def _batches(file: str, chain: str | None, interval_s: int | None) -> Iterator[pa.Table]:

@@ -125,14 +125,16 @@ def base(engine: ClickHouseSource) -> str:
     return create_table(engine, "variant_base", CANDLES)
 
 
-def make_variant(engine: ClickHouseSource, table: str, base: str, columns: dict[str, str]) -> None:
+def make_variant(
+    engine: ClickHouseSource, table: str, base: str, columns: dict[str, str], settings: str = "index_granularity = 8192"
+) -> None:
     """A table with these columns: name -> 'type', or 'type := expression over the base table'."""
     pairs = {name: text.partition(" := ") for name, text in columns.items()}
     ddl = ", ".join(f"`{name}` {type_}" for name, (type_, _, _) in pairs.items())
     select = ", ".join(expression or name for name, (_, _, expression) in pairs.items())
     engine.call(
         "create",
-        lambda c: c.command(f"CREATE TABLE {table} ({ddl}) ENGINE = MergeTree ORDER BY tuple()"),
+        lambda c: c.command(f"CREATE TABLE {table} ({ddl}) ENGINE = MergeTree ORDER BY tuple() SETTINGS {settings}"),
     )
     engine.call("fill", lambda c: c.command(f"INSERT INTO {table} SELECT {select} FROM {base}"))
 
