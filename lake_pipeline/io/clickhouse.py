@@ -198,7 +198,7 @@ def quote_table(database: str, table: str) -> str:
     return CandleTable(database, table, {}, {}).qualified
 
 
-def fetch_rows(client: Any, query: str) -> list[dict[str, Any]]:
+def fetch_rows(client: Any, query: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """All rows of a small result.
 
     Every result here and in `ClickHouseSource.read` travels in Arrow's file format. Its last bytes are a footer that
@@ -206,7 +206,7 @@ def fetch_rows(client: Any, query: str) -> list[dict[str, Any]]:
     and Native promise less: both may end after any block. A row count or X-ClickHouse-Summary would not do either:
     the one costs a second query, the other is sent before the body.
     """
-    rows: list[dict[str, Any]] = client.query_arrow(query).to_pylist()
+    rows: list[dict[str, Any]] = client.query_arrow(query, parameters=parameters).to_pylist()
     return rows
 
 
@@ -281,14 +281,11 @@ class ClickHouseSource:
         table = self.table()
         parameters = {"database": table.database, "table": table.table, "start": start_ms, "end": end_ms}
         try:
-            found = self.call(
-                "read the table's state",
-                lambda client: client.query(TABLE_STATE, parameters=parameters, settings=_SETTINGS).result_rows,
-            )
+            found = self.call("read the table's state", lambda client: fetch_rows(client, TABLE_STATE, parameters))
         except SourceError as error:  # a user without access to system tables
             logger.info("the state of %s cannot be read, so nothing is reused: %s", table.qualified, error)
             return None
-        lines = sorted(row[0] for row in found)
+        lines = sorted(row["line"] for row in found)
         return sha256_hex("\n".join(lines).encode()) if any(line.startswith("CREATE") for line in lines) else None
 
     def call(self, what: str, action: Callable[[Any], T]) -> T:

@@ -73,10 +73,10 @@ _PRUNE_ABOVE: Final = 4
 # parts. A part's times are known where the partition key has a DateTime; where they are not, they are zero, and times
 # beyond what the columns hold are cut off: such parts count for every range.
 TABLE_STATE: Final = """
-SELECT create_table_query FROM system.tables
+SELECT create_table_query AS line FROM system.tables
 WHERE database = {database:String} AND name = {table:String} AND engine LIKE '%MergeTree'
 UNION ALL
-SELECT hash_of_all_files FROM system.parts
+SELECT hash_of_all_files AS line FROM system.parts
 WHERE database = {database:String} AND table = {table:String} AND active
     AND ((toUnixTimestamp(min_time) * 1000 < {end:Int64} AND toUnixTimestamp(max_time) * 1000 + 1000 > {start:Int64})
         OR toUnixTimestamp(min_time) = 0 OR toUnixTimestamp(max_time) > 4102444800)
