@@ -21,7 +21,7 @@ from lake_pipeline.core.canonical import canonical_json, sha256_hex
 from lake_pipeline.core.coverage import gather_coverage
 from lake_pipeline.core.manifest import Exporter, FileEntry, Manifest, Receipt, Record, build_manifest
 from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
-from lake_pipeline.errors import BucketsMissing, StoreError
+from lake_pipeline.errors import BucketsMissing, RunNotSealed, StoreError
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table, table_bytes
 from lake_pipeline.io.provenance import append_event
@@ -93,12 +93,18 @@ def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
     )
 
 
-def seal_run(run: Run, *, threads: int = 2, details: Mapping[str, Any] | None = None) -> SealResult:
+def seal_run(
+    run: Run, *, threads: int = 2, previous: Run | None = None, details: Mapping[str, Any] | None = None
+) -> SealResult:
     """Seal a complete run; verify one that is sealed already, changing nothing.
 
+    The manifest names the sealed run `previous`, if given, as the one before it (RunNotSealed if it is not sealed).
     Raises BucketsMissing naming the buckets without a valid receipt, RunError for a foreign file, and
     VerificationFailed for a sealed run that is not what its manifest says.
     """
+    if previous and not previous.sealed:
+        raise RunNotSealed(f"run {previous.run_id!r} is not sealed, so no run can name it as the one before")
+    before = previous.manifest().as_previous() if previous else None
     with run.store.lock(exclusive=True):
         if run.sealed:
             return SealResult(require_verified(run, threads=threads), created=False)
@@ -128,6 +134,7 @@ def seal_run(run: Run, *, threads: int = 2, details: Mapping[str, Any] | None = 
             outputs,
             coverage,
             layout.slices_folder(run.spec),
+            before,
         )
         if manifest.coverage.insufficient == coverage.num_rows:
             logger.warning(

@@ -123,6 +123,9 @@ class RunSettings(_Settings):
     target_total: int | None = Field(default=None, description="Strict: candles at least. Default: the window's N+M.")
     from_day: str | None = Field(default=None, description="First UTC day of alerts, YYYY-MM-DD.")
     to_day: str | None = Field(default=None, description="Last UTC day of alerts, inclusive, YYYY-MM-DD.")
+    previous: str | None = Field(
+        default=None, description="The sealed run that this one's manifest names as the one before it."
+    )
     alerts_table: str | None = Field(
         default=None, description="Table of a DuckDB file. Default: the first usual one with rows."
     )

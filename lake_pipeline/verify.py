@@ -19,7 +19,7 @@ from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import REJECT_REASONS, VALUE_COLUMNS, candle_keys, gather_rejected, reject_codes
 from lake_pipeline.core.canonical import root_hash, table_digest
 from lake_pipeline.core.coverage import MEASURES, coverage_table, gather_coverage, measure_windows
-from lake_pipeline.core.manifest import FileEntry, Manifest, Receipt, Record, build_manifest, parse_record
+from lake_pipeline.core.manifest import FileEntry, Manifest, Previous, Receipt, Record, build_manifest, parse_record
 from lake_pipeline.core.plan import Plan, build_plan
 from lake_pipeline.core.schemas import (
     ALERTS_SCHEMA,
@@ -35,7 +35,7 @@ from lake_pipeline.io.parquet import read_table, table_bytes
 from lake_pipeline.io.store import Store, hash_file
 from lake_pipeline.run import Run
 
-__all__ = ["VerifyReport", "require_verified", "verify_run"]
+__all__ = ["VerifyReport", "require_verified", "verify_chain", "verify_run"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -90,6 +90,34 @@ def verify_run(
         # What the files say about each other means something only while each is the one that was sealed.
         check.contents(manifest, threads)
     return report
+
+
+def verify_chain(
+    lake: Store, run_id: str, *, threads: int = 2, on_file: Callable[[int], None] = lambda size: None
+) -> list[VerifyReport]:
+    """`verify_run` of a run, of the run its manifest names as previous, and so on to the first, in that order.
+
+    A run that is missing, not sealed, or not the one that was named is a fault of the run that names it. Names
+    repeat only where a manifest was forged, and a forged one is a fault too, so the walk ends.
+    """
+    reports: list[VerifyReport] = []
+    wanted: Previous | None = None
+    while True:
+        store = lake.sub(layout.run_folder(run_id))
+        try:
+            report = verify_run(store, run_id, threads=threads, on_file=on_file)
+        except (RunNotFound, RunNotSealed) as error:
+            if not reports:
+                raise
+            reports[-1].faults.append(f"its previous run cannot be followed: {error}")
+            return reports
+        manifest = _Checker(store, run_id, VerifyReport(run_id)).manifest()
+        if reports and (manifest is None or manifest.as_previous() != wanted):
+            reports[-1].faults.append(f"its previous run {run_id!r} is not the one that was sealed before it")
+        reports.append(report)
+        if manifest is None or manifest.previous is None or not report.ok:
+            return reports
+        run_id, wanted = manifest.previous.run_id, manifest.previous
 
 
 class _Checker:
@@ -267,6 +295,7 @@ class _Checker:
                 [by_path[path] for path in outputs if path in by_path],
                 coverage,
                 layout.slices_folder(manifest.run_spec),
+                manifest.previous,
             )
         except (LakeError, IndexError) as error:
             self.faults.append(f"{layout.MANIFEST} cannot be rebuilt from the records: {error}")

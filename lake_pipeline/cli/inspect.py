@@ -117,9 +117,10 @@ def show(run_id: str, data_root: str | None, format_: str) -> None:
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
+@click.option("--chain", is_flag=True, help="Also the run its manifest names as previous, and so on to the first.")
 @data_root_option
 @format_option
-def verify(run_id: str, data_root: str | None, format_: str) -> None:
+def verify(run_id: str, chain: bool, data_root: str | None, format_: str) -> None:
     """Check every byte and every rule of a sealed run; name each fault. Exit code 1 if there are any.
 
     Hashes all files, looks for missing and foreign ones, recounts rows, rebuilds the manifest from the receipts,
@@ -127,23 +128,28 @@ def verify(run_id: str, data_root: str | None, format_: str) -> None:
     """
     from lake_pipeline.io.layout import run_folder
     from lake_pipeline.settings import LakeSettings
-    from lake_pipeline.verify import verify_run
+    from lake_pipeline.verify import verify_chain, verify_run
 
-    store = LakeSettings(data_root=data_root).store().sub(run_folder(run_id))
+    lake = LakeSettings(data_root=data_root).store()
     with progress("hashing bytes", None) as advance:
-        report = verify_run(store, run_id, on_file=advance)
-    if format_ == "table":
+        if chain:
+            reports = verify_chain(lake, run_id, on_file=advance)
+        else:
+            reports = [verify_run(lake.sub(run_folder(run_id)), run_id, on_file=advance)]
+    documents = [{**asdict(report), "ok": report.ok} for report in reports]
+    if format_ == "json":
+        print_mapping(
+            {"runs": documents, "ok": all(each["ok"] for each in documents)} if chain else documents[0], format_
+        )
+    elif format_ == "csv":
+        print_rows([{"run_id": each.run_id, "fault": fault} for each in reports for fault in each.faults], format_)
+    for report in reports if format_ == "table" else ():
         for fault in report.faults:
             click.echo(f"FAULT  {fault}")
         verdict = "verified, nothing differs" if report.ok else f"NOT verified: {len(report.faults)} faults"
-        click.echo(
-            f"run {run_id} {verdict} ({report.files} files, {readable_bytes(report.bytes)}, {report.rows:,} candles)"
-        )
-    elif format_ == "json":
-        print_mapping({**asdict(report), "ok": report.ok}, format_)
-    else:
-        print_rows([{"run_id": run_id, "fault": fault} for fault in report.faults], format_)
-    if not report.ok:
+        size = readable_bytes(report.bytes)
+        click.echo(f"run {report.run_id} {verdict} ({report.files} files, {size}, {report.rows:,} candles)")
+    if not all(report.ok for report in reports):
         raise click.exceptions.Exit(1)
 
 

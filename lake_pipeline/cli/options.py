@@ -51,6 +51,7 @@ run_options = _all(
     click.option("--window", metavar="W", help="pre<N>_post<M>: candles before and after the alert's own."),
     alerts_options,
     click.option("--run-id", metavar="ID", help="Name of the run. [default: derived from the content]"),
+    click.option("--previous", metavar="RUN", help="The sealed run to name as the one before (lake verify --chain)."),
     click.option("--compression", metavar="C", help="zstd, snappy or none. [default: zstd]"),
     click.option("--target-file-mb", type=int, metavar="MB", help="Size at which a slice file closes. [default: 512]"),
     click.option("--strict-coverage", is_flag=True, default=None, help="Drop alerts below the thresholds, really."),

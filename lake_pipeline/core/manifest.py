@@ -21,6 +21,7 @@ __all__ = [
     "FileEntry",
     "Ledger",
     "Manifest",
+    "Previous",
     "Receipt",
     "Record",
     "RunRecord",
@@ -199,6 +200,14 @@ class OutputSummary(_Model):
     bytes: Count
 
 
+class Previous(_Model):
+    """The sealed run that a run names as the one before it: its root, and the hash of its manifest.json."""
+
+    run_id: str
+    content_sha256: Sha256
+    manifest_sha256: Sha256
+
+
 class Summary(BaseModel):
     """The few figures of a manifest that a list of runs shows, read without building the rest of it."""
 
@@ -216,7 +225,7 @@ class Manifest(_Model):
 
     `files` are the content (inputs, outputs, slices), sorted by path; `content_sha256` is their root
     hash. `records` are the other sealed files: the receipts and what they point to. run.json is not
-    listed: it follows from this manifest (see `run_record`).
+    listed: it follows from this manifest (see `run_record`). `previous` is in the file only where there is one.
     """
 
     lake_version: Literal["v1"] = LAKE_VERSION
@@ -232,6 +241,20 @@ class Manifest(_Model):
     files: list[FileEntry]
     records: list[Record]
     content_sha256: Sha256
+    previous: Previous | None = None
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON; what is stored and hashed."""
+        values = self.model_dump(mode="json")
+        if self.previous is None:
+            del values["previous"]
+        return canonical_json(values)
+
+    def as_previous(self) -> Previous:
+        """This run as the one before another."""
+        return Previous(
+            run_id=self.run_id, content_sha256=self.content_sha256, manifest_sha256=sha256_hex(self.to_bytes())
+        )
 
     @property
     def run_spec(self) -> RunSpec:
@@ -283,6 +306,7 @@ def build_manifest(
     outputs: Sequence[FileEntry],
     coverage: pa.Table,
     slices_path: str,
+    previous: Previous | None = None,
 ) -> Manifest:
     """The manifest of a complete run: a pure function of its records and tables.
 
@@ -339,4 +363,5 @@ def build_manifest(
         files=files,
         records=sorted(receipt_records, key=lambda record: record.path.encode()),
         content_sha256=root_hash((file.path, file.sha256) for file in files),
+        previous=previous,
     )

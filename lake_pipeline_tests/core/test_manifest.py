@@ -113,7 +113,7 @@ def test_the_content_hash_is_the_root_over_the_files_and_not_the_run_id() -> Non
 
 def test_a_manifest_is_canonical_json_and_implies_its_run_record() -> None:
     made = manifest(with_files())
-    assert made.to_bytes() == canonical_json(made.model_dump(mode="json"))
+    assert made.to_bytes() == canonical_json(made.model_dump(mode="json", exclude={"previous"}))
     assert parse_record(Manifest, made.to_bytes(), "x") == made
     assert made.run_record == RUN
 

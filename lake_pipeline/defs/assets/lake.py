@@ -18,6 +18,7 @@ from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, Lak
 from lake_pipeline.errors import BucketsFailed
 from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
 from lake_pipeline.io import layout
+from lake_pipeline.run import load_run
 from lake_pipeline.seal import cover_run, seal_run
 
 __all__ = ["build_lake_assets"]
@@ -149,7 +150,8 @@ def build_lake_assets(
         """
         with as_failure():
             run = lake_run.find(lake, candle_source)
-            result = seal_run(run, threads=candle_source.thread_count, details=_details(context))
+            previous = load_run(lake.store(), lake_run.previous) if lake_run.previous else None
+            result = seal_run(run, threads=candle_source.thread_count, previous=previous, details=_details(context))
         context.log.info(
             f"run {run.run_id} {'is sealed' if result.created else 'was sealed before and verifies'}: "
             f"content {result.manifest.content_sha256}"
