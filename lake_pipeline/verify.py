@@ -35,7 +35,7 @@ from lake_pipeline.io.parquet import read_table, table_bytes
 from lake_pipeline.io.store import Store, hash_file
 from lake_pipeline.run import Run
 
-__all__ = ["VerifyReport", "require_verified", "verify_chain", "verify_run"]
+__all__ = ["VerifyReport", "require_manifest", "require_verified", "verify_chain", "verify_run"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -64,6 +64,20 @@ def require_verified(run: Run, *, threads: int = 2) -> Manifest:
     return run.manifest()
 
 
+def require_manifest(run: Run) -> Manifest:
+    """The manifest of a sealed run, checked against run.json, SHA256SUMS and its own root, but no data file.
+
+    Whoever reads a data file compares it with its entry. Raises RunNotSealed and VerificationFailed.
+    """
+    if not run.sealed:
+        raise _not_sealed(run.run_id)
+    report = VerifyReport(run.run_id)
+    manifest = _Checker(run.store, run.run_id, report).manifest()
+    if manifest is None or not report.ok:
+        raise VerificationFailed.of(run.run_id, report.faults)
+    return manifest
+
+
 def verify_run(
     store: Store, run_id: str, *, threads: int = 2, on_file: Callable[[int], None] = lambda size: None
 ) -> VerifyReport:
@@ -74,7 +88,7 @@ def verify_run(
     """
     if not store.exists(layout.MANIFEST):
         if store.exists(layout.RUN_RECORD):
-            raise RunNotSealed(f"run {run_id} is not sealed: it has no {layout.MANIFEST}. Materialise `manifest` first")
+            raise _not_sealed(run_id)
         raise RunNotFound(f"no run at {store.uri}")
     report = VerifyReport(run_id)
     check = _Checker(store, run_id, report)
@@ -118,6 +132,10 @@ def verify_chain(
         if manifest is None or manifest.previous is None or not report.ok:
             return reports
         run_id, wanted = manifest.previous.run_id, manifest.previous
+
+
+def _not_sealed(run_id: str) -> RunNotSealed:
+    return RunNotSealed(f"run {run_id} is not sealed: it has no {layout.MANIFEST}. Materialise `manifest` first")
 
 
 class _Checker:

@@ -18,6 +18,8 @@ __all__ = [
     "PROVENANCE",
     "REJECTED_ALERTS",
     "REJECTED_CANDLES",
+    "RESULTS",
+    "RESULT_RECORD",
     "RUNS",
     "RUN_RECORD",
     "bucket_folder",
@@ -25,6 +27,7 @@ __all__ = [
     "part_path",
     "receipt_path",
     "rejected_path",
+    "result_folder",
     "run_folder",
     "slices_folder",
 ]
@@ -38,6 +41,8 @@ REJECTED_CANDLES: Final = "outputs/rejected_candles.parquet"
 CHECKSUMS: Final = "SHA256SUMS"
 MANIFEST: Final = "manifest.json"
 PROVENANCE: Final = "provenance.json"
+RESULTS: Final = "results"
+RESULT_RECORD: Final = "result.json"
 
 _PART = re.compile(r"part-[0-9]{4,}\.parquet", re.ASCII)
 
@@ -45,6 +50,11 @@ _PART = re.compile(r"part-[0-9]{4,}\.parquet", re.ASCII)
 def run_folder(run_id: str) -> str:
     """Folder of a run, relative to the data root. Raises ConfigError for an unsafe run_id."""
     return f"{RUNS}/run_id={check_run_id(run_id)}"
+
+
+def result_folder(run_id: str, kind: str, key: str) -> str:
+    """Folder of one result of a run, relative to the data root; `kind` is baseline, strategy, paths ..."""
+    return f"{RESULTS}/run_id={check_run_id(run_id)}/{kind}={key}"
 
 
 def slices_folder(spec: RunSpec) -> str:

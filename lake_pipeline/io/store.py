@@ -102,13 +102,15 @@ class Store(Protocol):
     def create(self, path: str, data: bytes) -> None:
         """Write a new file; AlreadyExists if there is one, which then stays as it is."""
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there. Never for anything sealed."""
 
-    def writer(self, path: str) -> contextlib.AbstractContextManager[Sink]:
+    def writer(self, path: str, *, durable: bool = True) -> contextlib.AbstractContextManager[Sink]:
         """A stream into a new file that appears when the block ends without error.
 
-        A file that exists with the same bytes is success; with other bytes, AlreadyExists.
+        A file that exists with the same bytes is success; with other bytes, AlreadyExists. Not `durable`, a
+        file may be lost or cut short when the machine (not the process) crashes soon after: for what can be
+        computed again and is compared with a checksum before it is used.
         """
 
     def adopt(self, other: Store, path: str) -> None:
@@ -201,22 +203,25 @@ class LocalStore:
             file.write(data)
             self._publish(file, temporary, path)
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there."""
         with self._temporary(path) as (file, temporary):
             file.write(data)
-            _sync(file)
+            file.flush()
+            if durable:
+                _sync(file)
             temporary.rename(self._path(path))
-            _sync_folder(temporary.parent)
+            if durable:
+                _sync_folder(temporary.parent)
 
     @contextlib.contextmanager
-    def writer(self, path: str) -> Iterator[Sink]:
+    def writer(self, path: str, *, durable: bool = True) -> Iterator[Sink]:
         """A stream into a new file."""
         with self._temporary(path) as (file, temporary):
             sink = Sink(file)
             yield sink
             try:
-                self._publish(file, temporary, path)
+                self._publish(file, temporary, path, durable=durable)
             except AlreadyExists:
                 present = hash_file(self, path)
                 if (present.sha256, present.bytes) != (sink.sha256, sink.tell()):
@@ -279,13 +284,16 @@ class LocalStore:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
-    def _publish(self, file: BinaryIO, temporary: Path, path: str) -> None:
-        _sync(file)
+    def _publish(self, file: BinaryIO, temporary: Path, path: str, *, durable: bool = True) -> None:
+        file.flush()
+        if durable:
+            _sync(file)
         try:
             os.link(temporary, self._path(path))
         except FileExistsError:
             raise AlreadyExists(f"{self._path(path)} exists already and is not replaced") from None
-        _sync_folder(temporary.parent)
+        if durable:
+            _sync_folder(temporary.parent)
 
 
 def _raise_unless_missing(error: OSError) -> None:
@@ -294,7 +302,6 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 def _sync(file: BinaryIO) -> None:
-    file.flush()
     os.fsync(file.fileno())
 
 
