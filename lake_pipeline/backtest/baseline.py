@@ -142,11 +142,12 @@ class Entries:
         self.last_ts[rows] = block.ts[stops - 1]
         self.price[rows] = block.open[starts]
 
-    def status(self, max_entry_lag: int) -> npt.NDArray[np.int64]:
-        """Positions in STATUSES."""
-        late = self.first_ts - self.paths.entry_ts > max_entry_lag * self.paths.interval_s * 1000
-        bad = ~(np.isfinite(self.price) & (self.price > 0))
-        return np.select([self.candles == 0, bad, late], [1, 2, 3], 0)
+    def status(self, max_entry_lag: int, rows: Int64Array | slice = slice(None)) -> npt.NDArray[np.int64]:
+        """Positions in STATUSES, of these rows."""
+        price = self.price[rows]
+        late = self.first_ts[rows] - self.paths.entry_ts[rows] > max_entry_lag * self.paths.interval_s * 1000
+        bad = ~(np.isfinite(price) & (price > 0))
+        return np.select([self.candles[rows] == 0, bad, late], [1, 2, 3], 0)
 
 
 def _table(

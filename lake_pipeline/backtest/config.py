@@ -60,7 +60,8 @@ class AlertSelection:
         if self.from_day and self.to_day and self.from_day > self.to_day:
             raise ConfigError(f"the date range is empty: from {self.from_day} is after to {self.to_day}")
         if self.callers is not None:
-            if not self.callers:
+            given: object = self.callers
+            if not given or not isinstance(given, tuple | list):
                 raise ConfigError("callers is a list of names; leave it out to select the alerts of all callers")
             object.__setattr__(self, "callers", tuple(sorted(set(self.callers), key=str.encode)))
 

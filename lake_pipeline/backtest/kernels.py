@@ -1,10 +1,11 @@
 """The compiled loops of the backtest, and nothing else.
 
 All of them are in one module because numba's disk cache looks at the file of the function it compiled only, not at
-those it calls. No fastmath and no parallel reductions: an order of operations is part of the result. They hold no
-lock of the interpreter, so threads run them side by side.
+those it calls. Nothing is rounded in another order than it is written (no fastmath, no parallel reductions), so a
+result is the same on every machine. They hold no lock of the interpreter, so threads run them side by side.
 
-Prices are float64, times int64 epoch milliseconds. A path is rows `start:stop` of a block's candle columns.
+Prices are float64, positive and finite as in every sealed run; times are int64 epoch milliseconds. A path is rows
+`start:stop` of a block's candle columns.
 """
 
 from __future__ import annotations
@@ -27,12 +28,31 @@ __all__ = [
 ]
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile at the first call; kept on disk beside this file or in the user's cache, if either can be written."""
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # numba found no folder for its cache
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, **options)(function)
+
+
+# Most candles change nothing: they make no new high and touch no level. So paths are walked in chunks, and a chunk is
+# looked at candle by candle only if its highest high says so.
+_CHUNK: Final = 64
+
+
+def _extremes(high, low, start, stop):  # type: ignore[no-untyped-def]
+    """Highest high and lowest low of the rows `start:stop`, at least one."""
+    top, bottom = high[start], low[start]
+    for j in range(start + 1, stop):
+        top = max(top, high[j])
+        bottom = min(bottom, low[j])
+    return top, bottom
+
+
+# That there is no NaN and no zero among prices is all that the compiler needs to know to take eight candles at once.
+# A maximum is exact in any order, so this changes no result.
+_extremes = _compiled(_extremes, fastmath={"nnan", "nsz"})
 
 
 @_compiled
@@ -114,19 +134,26 @@ def measure(ts, open_, high, low, close, volume, rows, starts, stops, entry_ts, 
         reached = 0
         ath, ath_ts, after_ath = -np.inf, ts[start], np.inf
         backed = -np.inf
-        for j in range(start, stop):
-            candle_high, candle_low = high[j], low[j]
-            if candle_low < segments[reached]:
-                segments[reached] = candle_low
-            while candle_high >= targets[reached] and reached < levels:
-                integers[row, 2 + reached] = ts[j] - entry_ts[row]
-                reached += 1
-            if candle_high > ath:
-                ath, ath_ts, after_ath = candle_high, ts[j], np.inf
-            elif candle_low < after_ath:
-                after_ath = candle_low
-            if candle_high > backed and volume[j] > 0:
-                backed = candle_high
+        for chunk in range(start, stop, _CHUNK):
+            chunk_end = min(chunk + _CHUNK, stop)
+            top, bottom = _extremes(high, low, chunk, chunk_end)
+            # No new high, and so no new level either: `ath` is below the next one.
+            if top <= ath and top <= backed:
+                segments[reached] = min(segments[reached], bottom)
+                after_ath = min(after_ath, bottom)
+                continue
+            for j in range(chunk, chunk_end):
+                candle_high, candle_low = high[j], low[j]
+                segments[reached] = min(segments[reached], candle_low)
+                while candle_high >= targets[reached] and reached < levels:
+                    integers[row, 2 + reached] = ts[j] - entry_ts[row]
+                    reached += 1
+                if candle_high > ath:
+                    ath, ath_ts, after_ath = candle_high, ts[j], np.inf
+                else:
+                    after_ath = min(after_ath, candle_low)
+                if candle_high > backed and volume[j] > 0:
+                    backed = candle_high
         integers[row, 0] = zero_volume
         integers[row, 1] = ath_ts - entry_ts[row]
         floats[row, 0] = ath
@@ -153,7 +180,7 @@ def measure(ts, open_, high, low, close, volume, rows, starts, stops, entry_ts, 
 REASONS: Final = ("tp", "sl", "trail", "breakeven", "tier", "time", "horizon")
 TP, SL, TRAIL, BREAKEVEN, TIER, TIME, HORIZON = range(len(REASONS))
 
-# Columns of `scan`'s float output.
+# Rows of `scan`'s float output.
 SCAN_FLOATS: Final = ("exit_price", "ret", "ret_worst", "ret_best", "mae", "mfe")
 
 
@@ -178,7 +205,7 @@ def scan(  # type: ignore[no-untyped-def]
     tp_first, gap, sell, buy,
     reasons, ambiguous, exit_ts, floats,
 ):  # fmt: skip
-    """Walk each tradable path to its exit and fill row `rows[i]` of the outputs; the rules are in `exits`.
+    """Walk each tradable path to its exit and fill place `rows[i]` of the outputs; the rules are in `exits`.
 
     What is not used is infinite (`tp`, `trail_from`, `breakeven_from`), 0 (`sl`), -1 (`time_stop_ms`) or empty.
     """
@@ -197,19 +224,25 @@ def scan(  # type: ignore[no-untyped-def]
         peak, trough = -np.inf, np.inf
         j = start
         hit = False
-        while j < end:
-            candle_high, candle_low = high[j], low[j]
-            hit = candle_low <= stop or candle_high >= target
-            trough = min(trough, candle_low)
-            if candle_high > peak:
-                peak = candle_high
-                if moving and not hit:
+        while j < end and not hit:
+            chunk_end = min(j + _CHUNK, end)
+            top, bottom = _extremes(high, low, j, chunk_end)
+            if top <= peak and top < target and bottom > stop:
+                trough = min(trough, bottom)
+                j = chunk_end
+                continue
+            while j < chunk_end:
+                candle_high, candle_low = high[j], low[j]
+                hit = candle_low <= stop or candle_high >= target
+                trough = min(trough, candle_low)
+                peak_before, peak = peak, max(peak, candle_high)
+                if hit:
+                    break
+                if moving and peak > peak_before:
                     stop, stop_reason = _stop_after(
                         peak, entry, sl, trail_from, trail_keep, breakeven_from, breakeven_stop, tiers
                     )
-            if hit:
-                break
-            j += 1
+                j += 1
         if hit:
             stopped, taken = low[j] <= stop, high[j] >= target
             stop_price = min(stop, open_[j]) if gap else stop
@@ -233,9 +266,9 @@ def scan(  # type: ignore[no-untyped-def]
         reasons[row] = reason
         ambiguous[row] = both
         exit_ts[row] = ts[j]
-        floats[row, 0] = price
-        floats[row, 1] = value
-        floats[row, 2] = worst
-        floats[row, 3] = best
-        floats[row, 4] = trough / entry - 1
-        floats[row, 5] = peak / entry - 1
+        floats[0, row] = price
+        floats[1, row] = value
+        floats[2, row] = worst
+        floats[3, row] = best
+        floats[4, row] = trough / entry - 1
+        floats[5, row] = peak / entry - 1

@@ -281,6 +281,9 @@ class _Loader:
         self._rows: dict[str, list[int]] = {}
         for row, bucket in enumerate(bucket_of):
             self._rows.setdefault(bucket, []).append(row)
+        # Alerts of one mint one after another: they walk the same candles.
+        for rows in self._rows.values():
+            rows.sort(key=lambda row: (self._mints[row].encode(), row))
         self._files: dict[str, list[FileEntry]] = {bucket: [] for bucket in self._rows}
         for bucket, files in self._files.items():
             folder = f"{layout.bucket_folder(run.spec, bucket)}/"
@@ -364,6 +367,7 @@ class _Cache:
         self._fill = fill
         self._source = source
         self._blocks: dict[str, PathBlock] = {}
+        self._warned = False
         code = canonical_json(code_identity(__name__))
         self._origin = np.concatenate([[_MAGIC], *(_digest(part) for part in (canonical_json(identity), code))])
         if store.files():
@@ -381,9 +385,13 @@ class _Cache:
             if words is not None and np.array_equal(words[:_HEAD], self._head(bucket, words)):
                 block = self._blocks[bucket] = PathBlock.of(words)
                 return block
-            logger.warning(
-                "cached paths %s/%s are damaged or of another version: the slices are read again", self._store.uri, path
-            )
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "cached paths in %s are damaged or of another version, %s first: their slices are read again",
+                    self._store.uri,
+                    path,
+                )
         block = self._source(bucket)
         if self._fill:
             self._store.replace(path, block.stamped(self._head(bucket, block.words)), durable=False)
