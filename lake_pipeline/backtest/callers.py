@@ -1,10 +1,10 @@
 """Callers: what the alerts of each caller came to, and a score to rank them.
 
-Over a caller's alerts with status `ok`, callers with at least `min_trades` of them. Alerts whose caller is null or blank
-belong to nobody. `n_censored` of the `n` are lower bounds (`censoring`), and count; `n_excluded` alerts are not `ok` and
-do not, and `n_missing + n_bad_entry + n_late_entry` says why. Quantiles interpolate linearly (`statistics.quantile`),
-medians over nullable columns are over the rows that have a value. `hit_Nx` is the share of the n that reached N times
-the entry price.
+Over a caller's alerts with status `ok`; callers with at least `min_trades` of them. Alerts whose caller is null or
+blank belong to nobody. `n_censored` of the `n` are lower bounds (`censoring`) and count; `n_excluded` alerts are not
+`ok` and do not, and `n_missing + n_bad_entry + n_late_entry` says why. Quantiles interpolate linearly
+(`statistics.quantile`); medians of nullable columns are over the rows that have a value. `hit_Nx` is the share of the n
+that reached N times the entry price.
 
     score = conf * (base + tail) * (1 + 0.8 * fast) + conf * (discipline - penalty)
 
@@ -115,5 +115,5 @@ def score_of(statistics: dict[str, Any], config: CallerConfig) -> float:
         if hit_2x >= config.discipline_hit_2x and abs(drawdown) <= config.drawdown_limit:
             discipline = config.discipline_bonus
         penalty = max(0.0, math.exp(config.penalty_steepness * (abs(drawdown) - config.drawdown_limit)) - 1)
-    upside = confidence * (base + tail) * (1 + config.fast_weight * fast)
+    upside: float = confidence * (base + tail) * (1 + config.fast_weight * fast)
     return upside + confidence * (discipline - penalty)

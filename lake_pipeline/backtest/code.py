@@ -21,14 +21,18 @@ _ROOT: Final = Path(__file__).parents[1]
 _LIBRARIES: Final = ("numba", "numpy", "pyarrow")
 
 
+def code_identity(*modules: str) -> dict[str, Any]:
+    """What decides the results of these modules, as JSON values: `modules` (name to SHA-256) and `libraries`."""
+    digests: dict[str, str] = {}
+    for module in modules:
+        digests |= _digests_once(module)
+    return {"modules": digests, "libraries": {name: version(name) for name in _LIBRARIES}}
+
+
 @functools.cache
-def _identity(module: str) -> tuple[tuple[str, str], ...]:
-    return tuple(module_digests(module).items())
-
-
-def code_identity(module: str) -> dict[str, Any]:
-    """What decides the results of a module, as JSON values: `modules` (name to SHA-256) and `libraries`."""
-    return {"modules": dict(_identity(module)), "libraries": {name: version(name) for name in _LIBRARIES}}
+def _digests_once(module: str) -> dict[str, str]:
+    """`module_digests` as the process began: what is imported does not change any more."""
+    return module_digests(module)
 
 
 def module_digests(module: str) -> dict[str, str]:

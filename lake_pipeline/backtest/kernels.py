@@ -41,7 +41,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
 _CHUNK: Final = 64
 
 
-def _extremes(high, low, start, stop):  # type: ignore[no-untyped-def]
+def _top_and_bottom(high, low, start, stop):  # type: ignore[no-untyped-def]
     """Highest high and lowest low of the rows `start:stop`, at least one."""
     top, bottom = high[start], low[start]
     for j in range(start + 1, stop):
@@ -52,7 +52,7 @@ def _extremes(high, low, start, stop):  # type: ignore[no-untyped-def]
 
 # That there is no NaN and no zero among prices is all that the compiler needs to know to take eight candles at once.
 # A maximum is exact in any order, so this changes no result.
-_extremes = _compiled(_extremes, fastmath={"nnan", "nsz"})
+_extremes = _compiled(_top_and_bottom, fastmath={"nnan", "nsz"})
 
 
 @_compiled

@@ -1,4 +1,4 @@
-"""The records of a run as typed models: run.json, receipts, manifest.json, and the rules that tie them.
+"""The records of a run as typed models: run.json, receipts, manifest.json, result.json, and what ties them.
 
 All are canonical JSON. None holds a wall clock, a host, a path outside the run or a thread count.
 """
@@ -24,6 +24,7 @@ __all__ = [
     "Previous",
     "Receipt",
     "Record",
+    "ResultRecord",
     "RunRecord",
     "Summary",
     "build_manifest",
@@ -295,6 +296,20 @@ class Manifest(_Model):
     def total_bytes(self) -> int:
         """Bytes of all slice files."""
         return sum(output.bytes for output in self.outputs.values())
+
+
+class ResultRecord(_Model):
+    """result.json: the seal of a result computed from a sealed run.
+
+    `identity` is everything that decides its content: the run's content_sha256, the selection, every parameter and the
+    code; `key` is the first 12 hex digits of its SHA-256. `files` are the other files of the folder, sorted by path.
+    """
+
+    lake_version: Literal["v1"] = LAKE_VERSION
+    kind: str
+    key: str
+    identity: dict[str, Any]
+    files: list[Record]
 
 
 def build_manifest(

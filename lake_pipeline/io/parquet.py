@@ -38,9 +38,14 @@ _SLICE_OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-def write_table(store: Store, path: str, table: pa.Table, *, ts_column: str | None = None) -> FileEntry:
-    """Write a small table as a new file; `ts_column` (ms) gives the entry its time range."""
-    with store.writer(path) as sink:
+def write_table(
+    store: Store, path: str, table: pa.Table, *, ts_column: str | None = None, durable: bool = True
+) -> FileEntry:
+    """Write a small table as a new file; `ts_column` (ms) gives the entry its time range.
+
+    `durable` is that of `Store.writer`.
+    """
+    with store.writer(path, durable=durable) as sink:
         _write(sink, table)
     low, high = _ts_range(table, ts_column) if ts_column else (None, None)
     return FileEntry(
