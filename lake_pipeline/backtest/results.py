@@ -44,7 +44,7 @@ from lake_pipeline.core.canonical import canonical_json, sha256_hex
 from lake_pipeline.core.manifest import Record, ResultRecord, parse_record
 from lake_pipeline.errors import LakeError, VerificationFailed
 from lake_pipeline.io import layout
-from lake_pipeline.io.parquet import read_table, write_table
+from lake_pipeline.io.parquet import read_table, write_candles, write_table
 from lake_pipeline.io.store import Store, hash_file
 from lake_pipeline.run import Run
 from lake_pipeline.verify import require_manifest
@@ -227,7 +227,8 @@ def _find_or_make(
                 for file in store.files():
                     store.delete(file.path)
                 write(store)
-                files = [hash_file(store, file.path) for file in store.files()]
+                with ThreadPoolExecutor(threads) as pool:
+                    files = list(pool.map(lambda file: hash_file(store, file.path), store.files()))
                 record = ResultRecord(kind=kind, key=key, identity=identity, files=files)
                 store.create(layout.RESULT_RECORD, record.to_bytes())
                 logger.info("%s computed: %s", folder, store.uri)
@@ -280,7 +281,7 @@ def write_per_alert(store: Store, paths: Paths, *, threads: int = 1) -> None:
         for index, row in enumerate(block.rows.tolist()):
             path = block.path(index)
             if len(path):
-                write_table(store, names[row], path.table(), durable=False)
+                write_candles(store, names[row], path.table())
 
     paths.map(write_block, threads)
 
@@ -291,7 +292,7 @@ def write_per_caller(store: Store, baseline: pa.Table, *, threads: int = 1) -> N
     callers = sorted({name for name in column.to_pylist() if name and name.strip()}, key=str.encode)
 
     def write_caller(name: str, caller: str) -> None:
-        write_table(store, name, baseline.filter(pc.equal(column, caller)).combine_chunks(), durable=False)
+        write_table(store, name, baseline.filter(pc.equal(column, caller)).combine_chunks())
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(write_caller, file_names("caller", [(caller,) for caller in callers]), callers))
@@ -320,7 +321,7 @@ def write_per_trade(
                 table = table.append_column("stop_reason", reasons)
                 table = table.append_column("tp_level", pa.array(target, mask=np.isnan(target)))
                 candles = int(np.searchsorted(path.ts, exit_ts[row], side="right"))
-                write_table(store, names[row], table.slice(0, candles).combine_chunks(), durable=False)
+                write_candles(store, names[row], table.slice(0, candles).combine_chunks())
 
     paths.map(write_block, threads)
 

@@ -17,7 +17,7 @@ from lake_pipeline.errors import StoreError
 from lake_pipeline.io.layout import part_path
 from lake_pipeline.io.store import Sink, Store
 
-__all__ = ["ROW_GROUP_ROWS", "SliceWriter", "read_table", "table_bytes", "write_table"]
+__all__ = ["ROW_GROUP_ROWS", "SliceWriter", "read_table", "table_bytes", "write_candles", "write_table"]
 
 ROW_GROUP_ROWS: Final = 122_880
 _ZSTD_LEVEL: Final = 3
@@ -38,32 +38,42 @@ _SLICE_OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-def write_table(
-    store: Store, path: str, table: pa.Table, *, ts_column: str | None = None, durable: bool = True
-) -> FileEntry:
-    """Write a small table as a new file; `ts_column` (ms) gives the entry its time range.
-
-    `durable` is that of `Store.writer`.
-    """
-    with store.writer(path, durable=durable) as sink:
-        _write(sink, table)
+def write_table(store: Store, path: str, table: pa.Table, *, ts_column: str | None = None) -> FileEntry:
+    """Write a small table as a new file; `ts_column` (ms) gives the entry its time range."""
+    with store.writer(path) as sink:
+        _write(sink, table, _OPTIONS)
     low, high = _ts_range(table, ts_column) if ts_column else (None, None)
     return FileEntry(
         path=path, sha256=sink.sha256, bytes=sink.tell(), rows=table.num_rows, min_ts_ms=low, max_ts_ms=high
     )
 
 
+def write_candles(store: Store, path: str, table: pa.Table) -> None:
+    """Write a table of candles in order of time as a new file, encoded column by column as slices are.
+
+    Not durable (see `Store.writer`): for the many files of a result, whose seal holds their hashes.
+    """
+    columns = {field.name: field.type for field in table.schema}
+    encodings = {
+        **{name: "DELTA_BINARY_PACKED" for name, type_ in columns.items() if pa.types.is_timestamp(type_)},
+        **{name: "BYTE_STREAM_SPLIT" for name, type_ in columns.items() if pa.types.is_floating(type_)},
+    }
+    dictionaries = [name for name in columns if name not in encodings]
+    with store.writer(path, durable=False) as sink:
+        _write(sink, table, {**_OPTIONS, "use_dictionary": dictionaries, "column_encoding": encodings})
+
+
 def table_bytes(table: pa.Table) -> bytes:
     """The exact bytes `write_table` writes for a table."""
     buffer = pa.BufferOutputStream()
-    _write(buffer, table)
+    _write(buffer, table, _OPTIONS)
     data: bytes = buffer.getvalue().to_pybytes()
     return data
 
 
-def _write(sink: Any, table: pa.Table) -> None:
+def _write(sink: Any, table: pa.Table, options: dict[str, Any]) -> None:
     with pq.ParquetWriter(
-        sink, table.schema.with_metadata(None), compression="zstd", compression_level=_ZSTD_LEVEL, **_OPTIONS
+        sink, table.schema.with_metadata(None), compression="zstd", compression_level=_ZSTD_LEVEL, **options
     ) as writer:
         writer.add_key_value_metadata(_FOOTER)
         writer.write_table(table.replace_schema_metadata(None), row_group_size=ROW_GROUP_ROWS)
