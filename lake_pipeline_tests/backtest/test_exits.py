@@ -1,0 +1,205 @@
+"""Exits: every family and combination against a plain model, and each corner of the rules by hand."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lake_pipeline.backtest.config import StrategyConfig
+from lake_pipeline.backtest.exits import REASONS, stop_levels
+from lake_pipeline.backtest.trades import trade_paths
+from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, exit_of, paths_of, random_path
+
+
+def traded(path: list[Bar], **settings: Any) -> dict[str, Any]:
+    settings = {"fee_bps": 0, "slippage_bps": 0, **settings}
+    [row] = trade_paths(paths_of([path]), StrategyConfig(**settings)).to_pylist()
+    return row
+
+
+def outcome(path: list[Bar], **settings: Any) -> tuple[str, float, bool]:
+    row = traded(path, **settings)
+    return row["tp_sl_exit_reason"], row["exit_price"], row["ambiguous"]
+
+
+FAMILIES: list[dict[str, Any]] = [
+    {},
+    {"tp": 1.25, "sl": 0.75},
+    {"tp": None, "sl": 0.75},
+    {"tp": 1.5, "sl": None},
+    {"tp": None, "sl": None},
+    {"time_stop_hours": 0.5},
+    {"trail_distance": 0.2},
+    {"trail_distance": 0.2, "trail_activation": 0.25},
+    {"breakeven_trigger": 0.25},
+    {"breakeven_trigger": 0.25, "breakeven_offset": 0.125},
+    {"tiers": ((1.25, 1.0), (1.5, 1.25)), "tp": 3.0},
+    {
+        "tp": 3.0,
+        "time_stop_hours": 2,
+        "trail_distance": 0.25,
+        "trail_activation": 0.5,
+        "breakeven_trigger": 0.25,
+        "tiers": ((1.25, 1.0), (1.5, 1.125)),
+    },
+]
+
+
+@pytest.mark.parametrize("settings", FAMILIES)
+def test_every_exit_family_is_that_of_the_plain_model(settings: dict[str, Any]) -> None:
+    paths = [
+        random_path(seed, length, step)
+        for seed, length, step in itertools.product(range(12), (1, 2, 30, 64, 65, 128, 200), (0.02, 0.06, 0.2))
+    ]
+    for fill, order in itertools.product(("gap", "level"), ("sl_first", "tp_first")):
+        strategy = StrategyConfig(fill=fill, intrabar_order=order, **settings)
+        rows = trade_paths(paths_of(paths), strategy).to_pylist()
+        for row, path in zip(rows, paths, strict=True):
+            expected = exit_of(path, strategy)
+            assert {name: row[name] for name in expected} == expected
+
+
+def test_random_combinations_are_those_of_the_plain_model() -> None:
+    rng = random.Random(3)
+    paths = [random_path(seed, 150, 0.06) for seed in range(60)]
+    for _ in range(40):
+        strategy = StrategyConfig(
+            tp=rng.choice((None, 1.25, 1.5, 4.0)),
+            sl=rng.choice((None, 0.5, 0.875)),
+            fill=rng.choice(("gap", "level")),
+            intrabar_order=rng.choice(("sl_first", "tp_first")),
+            time_stop_hours=rng.choice((None, 0.25, 1.0)),
+            trail_distance=(distance := rng.choice((None, 0.125, 0.25))),
+            trail_activation=None if distance is None else rng.choice((None, 0.25)),
+            breakeven_trigger=rng.choice((None, 0.25)),
+            tiers=rng.choice(((), ((1.25, 1.0),), ((1.125, 0.9), (1.5, 1.25)))),
+        )
+        rows = trade_paths(paths_of(paths), strategy).to_pylist()
+        for row, path in zip(rows, paths, strict=True):
+            expected = exit_of(path, strategy)
+            assert {name: row[name] for name in expected} == expected
+
+
+def test_level_fills_with_defaults_return_what_the_costs_leave() -> None:
+    rise, fall = [bar(0, 1, 2.5, 1, 2)], [bar(0, 1, 1, 0.25, 0.5)]
+    rows = trade_paths(paths_of([rise, fall]), StrategyConfig(fill="level")).to_pylist()
+    assert [round(row["tp_sl_ret"], 6) for row in rows] == [0.974129, -0.506468]
+    assert [row["tp_sl_exit_reason"] for row in rows] == ["tp", "sl"]
+
+
+def test_a_stop_fills_at_the_open_it_was_gapped_through_and_a_take_profit_at_its_level() -> None:
+    fall = [bar(0, 1, 1, 1, 1), bar(1, 0.25, 0.375, 0.25, 0.25)]
+    assert outcome(fall) == ("sl", 0.25, False)
+    assert outcome(fall, fill="level") == ("sl", 0.5, False)
+    rise = [bar(0, 1, 1, 1, 1), bar(1, 4, 4, 4, 4)]
+    assert outcome(rise) == outcome(rise, fill="level") == ("tp", 2.0, False)
+
+
+def test_both_in_one_candle_is_ambiguous_and_decided_by_the_order() -> None:
+    path = [bar(0, 1, 2, 0.5, 1)]
+    assert outcome(path) == ("sl", 0.5, True)
+    assert outcome(path, intrabar_order="tp_first") == ("tp", 2.0, True)
+    for order in ("sl_first", "tp_first"):
+        row = traded(path, intrabar_order=order)
+        assert (row["ret_worst"], row["ret_best"]) == (-0.5, 1.0)
+
+
+def test_levels_are_inclusive() -> None:
+    assert outcome([bar(0, 1, 2, 1, 1)])[0] == "tp"
+    assert outcome([bar(0, 1, 1, 0.5, 1)])[0] == "sl"
+    assert outcome([bar(0, 1, 1.999, 0.501, 1)])[0] == "horizon"
+
+
+def test_neither_hit_exits_at_the_last_close() -> None:
+    row = traded([bar(0, 1, 1.5, 0.75, 1), bar(7, 1, 1.25, 0.875, 1.125)])
+    assert (row["tp_sl_exit_reason"], row["exit_price"], row["hold_time_s"]) == ("horizon", 1.125, 420)
+    assert (row["mae"], row["mfe"]) == (-0.25, 0.5)
+
+
+def test_a_trailing_stop_takes_its_peak_from_earlier_candles() -> None:
+    settings = {"tp": None, "trail_distance": 0.25}
+    spike = [bar(0, 1, 1, 1, 1), bar(1, 1, 4, 1, 3.5)]
+    assert outcome(spike, **settings)[0] == "horizon"  # its own high would put the stop at 3
+    assert outcome([*spike, bar(2, 3.5, 3.5, 2, 2)], **settings) == ("trail", 3.0, False)
+    # The next candle opens below the trailing stop.
+    assert outcome([*spike, bar(2, 2, 2, 2, 2)], **settings) == ("trail", 2.0, False)
+    assert outcome([*spike, bar(2, 2, 2, 2, 2)], fill="level", **settings) == ("trail", 3.0, False)
+
+
+def test_a_trailing_stop_sleeps_until_its_activation() -> None:
+    settings = {"tp": None, "trail_distance": 0.25, "trail_activation": 0.5}
+    path = [bar(0, 1, 1.4375, 1, 1), bar(1, 1, 1, 0.75, 1)]
+    assert outcome(path, **settings)[0] == "horizon"
+    path[0] = bar(0, 1, 1.5, 1, 1)
+    assert outcome(path, **settings) == ("trail", 1.0, False)
+
+
+def test_break_even_and_tiers_are_armed_for_the_next_candle() -> None:
+    path = [bar(0, 1, 1.5, 0.75, 1.25), bar(1, 1.25, 1.25, 0.75, 1)]
+    assert outcome(path[:1], breakeven_trigger=0.5)[0] == "horizon"
+    assert outcome(path, breakeven_trigger=0.5) == ("breakeven", 1.0, False)
+    assert outcome(path, breakeven_trigger=0.5, breakeven_offset=0.125) == ("breakeven", 1.125, False)
+    assert outcome(path, tiers=((1.5, 1.125),)) == ("tier", 1.125, False)
+    assert outcome(path, tiers=((1.75, 1.125),))[0] == "horizon"
+
+
+def test_a_tier_that_was_reached_stays() -> None:
+    path = [bar(0, 1, 1.5, 1.25 - 0.25, 1.25), bar(1, 1.25, 1.25, 1.2, 1.25), bar(2, 1.25, 1.25, 1, 1)]
+    assert outcome(path, tiers=((1.5, 1.125), (1.75, 1.5))) == ("tier", 1.125, False)
+
+
+def test_the_highest_active_stop_counts_and_equal_ones_have_a_fixed_name() -> None:
+    path = [bar(0, 1, 1.5, 1, 1.25), bar(1, 1.25, 1.25, 0.5, 0.5)]
+    both = {"breakeven_trigger": 0.5, "breakeven_offset": 0.125, "tiers": ((1.5, 1.125),)}
+    assert outcome(path, **both) == ("breakeven", 1.125, False)
+    assert outcome(path, trail_distance=0.25, **both) == ("trail", 1.125, False)
+    assert outcome(path, trail_distance=0.5, **both)[:2] == ("breakeven", 1.125)
+
+
+def test_a_time_stop_fills_at_the_first_open_due_before_anything_else() -> None:
+    path = [bar(0, 1, 1, 1, 1), bar(29, 1, 1, 1, 1), bar(31, 0.25, 4, 0.125, 1), bar(32, 1, 1, 1, 1)]
+    row = traded(path, time_stop_hours=0.5)
+    assert (row["tp_sl_exit_reason"], row["exit_price"], row["hold_time_s"]) == ("time", 0.25, 31 * 60)
+    assert not row["ambiguous"]
+    assert (row["mae"], row["mfe"]) == (-0.75, 0.0)  # of the candle left at its open, the open alone
+
+
+def test_what_comes_after_the_exit_changes_nothing() -> None:
+    path = random_path(5, 120, 0.1)
+    row = traded(path, tp=1.25, sl=0.875)
+    last = row["hold_time_s"] // 60
+    held = [each for each in path if each[0] <= last]
+    assert len(held) < len(path)
+    scrambled = [*held, bar(last + 1, 50, 90, 1, 60)]
+    assert traded(scrambled, tp=1.25, sl=0.875) == row
+
+
+def test_a_path_without_status_ok_is_not_traded() -> None:
+    paths = paths_of([[], [bar(16, 1, 4, 1, 2)], [(0, -1.0, 1.0, 1.0, 1.0, 1.0)]])
+    for row, status in zip(
+        trade_paths(paths, StrategyConfig()).to_pylist(), ["missing", "late_entry", "bad_entry"], strict=True
+    ):
+        assert row["status"] == status
+        kept = ("alert_id", "mint", "caller", "alert_ts_utc", "entry_ts_utc", "status")
+        assert all(value is None for name, value in row.items() if name not in kept)
+
+
+def test_stop_levels_are_those_the_scan_walks_with() -> None:
+    strategy = StrategyConfig(
+        tp=None, fill="level", trail_distance=0.25, trail_activation=0.25, breakeven_trigger=0.125, tiers=((1.5, 1.25),)
+    )
+    for seed in range(40):
+        paths = paths_of([random_path(seed, 100, 0.05)])
+        [row] = trade_paths(paths, strategy).to_pylist()
+        path = paths.load("00").path(0)
+        levels = stop_levels(path, strategy)
+        hit = np.flatnonzero(path.low <= levels.stop)
+        if row["tp_sl_exit_reason"] == "horizon":
+            assert len(hit) == 0
+        else:
+            assert row["exit_price"] == levels.stop[hit[0]]
+            assert row["tp_sl_exit_reason"] == REASONS[levels.reason[hit[0]]]
