@@ -22,6 +22,7 @@ import io
 import itertools
 import logging
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -174,14 +175,26 @@ class Paths:
 
     def map(self, function: Callable[[PathBlock], _T], threads: int = 1) -> list[_T]:
         """`function` of each block, in the order of `buckets`, `threads` blocks at a time."""
+        results: dict[str, _T] = {}
+        waiting = deque(self.buckets)
 
-        def of_bucket(bucket: str) -> _T:
-            return function(self.load(bucket))
+        def work() -> None:
+            # A warm block takes less time than handing it to a thread does, so threads fetch their work.
+            while True:
+                try:
+                    bucket = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    results[bucket] = function(self.load(bucket))
+                except BaseException:
+                    waiting.clear()  # the others end with the block they have
+                    raise
 
-        if threads == 1:
-            return [of_bucket(bucket) for bucket in self.buckets]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(of_bucket, self.buckets))
+            for worker in [pool.submit(work) for _ in range(threads)]:
+                worker.result()
+        return [results[bucket] for bucket in self.buckets]
 
     def path(self, alert_id: str) -> CandlePath:
         """The candles of one alert's path. Raises InputError for an alert that is not selected."""
