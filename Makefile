@@ -28,8 +28,9 @@ ui: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Dagster's UI on localhost
 
 SCALE ?= small
 ROUNDS ?= 3
-bench: $(VENV)/installed  ## The export against what one would type instead; SCALE=full is 60 M candles
+bench: $(VENV)/installed  ## Export and backtest against what one would type instead; SCALE=full is 60 M candles
 	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
+	$(BIN)/python benchmarks/backtest.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
 
 format: $(VENV)/installed  ## Apply the formatter
 	$(BIN)/ruff check --fix .
