@@ -171,10 +171,6 @@ def main() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             return sum(pool.map(rows, parts))
 
-    def cold() -> Any:
-        shutil.rmtree(results, ignore_errors=True)
-        return baseline_result(lake, run, CONFIG, threads=THREADS)
-
     def warm() -> pa.Table:
         return measure_paths(open_paths(run, horizon_ms=CONFIG.horizon_ms, lake=lake), CONFIG, threads=THREADS)
 
@@ -189,7 +185,7 @@ def main() -> None:
                 pq.write_table(table, files / f"{row}.parquet")
 
     contestants: dict[str, Callable[[], Any]] = {
-        "cold": cold,
+        "cold": lambda: baseline_result(lake, run, CONFIG, threads=THREADS),
         "repeat": lambda: baseline_result(lake, run, CONFIG, threads=THREADS),
         "duckdb": lambda: connection.execute(BASELINE.format(**names)).fetchall(),
         "pyarrow": read_columns,
@@ -209,6 +205,8 @@ def main() -> None:
     for number in range(arguments.rounds + 1):
         for name, contestant in contestants.items():
             shutil.rmtree(files, ignore_errors=True)
+            if name == "cold":
+                shutil.rmtree(results, ignore_errors=True)
             started = time.perf_counter()
             result = contestant()
             if number:

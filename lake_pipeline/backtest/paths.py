@@ -80,77 +80,21 @@ class CandlePath:
         return pa.table({"timestamp": timestamp, **{name: getattr(self, name) for name in VALUE_COLUMNS}})
 
 
-# A block is one array of 8-byte words, which is also its file: the head, then rows, starts and stops, then the six
-# columns. The head is magic, identity and code (16 bytes each), bucket, checksum (16 bytes), paths, candles.
-_HEAD: Final = 10
-_CHECKSUM: Final = slice(6, 8)
-_COUNTS: Final = slice(8, 10)
-
-
 @dataclass(frozen=True)
 class PathBlock(CandlePath):
     """The paths of one bucket: path i is rows `starts[i]:stops[i]` of the candles and belongs to alert `rows[i]`.
 
-    Candles are sorted by (mint, ts), each is there once. All arrays are read-only views of `words`.
+    Candles are sorted by (mint, ts), each is there once; there may be some that no path needs.
     """
 
     rows: Int64Array
     starts: Int64Array
     stops: Int64Array
-    words: Int64Array
 
-    @classmethod
-    def of(cls, words: Int64Array) -> PathBlock:
-        """The block that such words are. Raises ValueError when their number is wrong."""
-        paths, candles = (int(count) for count in words[_COUNTS])
-        if paths < 0 or candles < 0 or len(words) != _HEAD + 3 * paths + 6 * candles:
-            raise ValueError("not the words of a block")
-        words = words.view()
-        words.flags.writeable = False
-        cuts = np.cumsum([_HEAD, paths, paths, paths, *[candles] * 6])
-        rows, starts, stops, ts, *values = (words[low:high] for low, high in itertools.pairwise(cuts))
-        open_, high, low, close, volume = (value.view(np.float64) for value in values)
-        return cls(ts, open_, high, low, close, volume, rows, starts, stops, words)
-
-    @classmethod
-    def build(
-        cls, rows: Int64Array, starts: Int64Array, stops: Int64Array, columns: Sequence[npt.NDArray[Any]]
-    ) -> PathBlock:
-        """A block of these paths with the candles they need, out of columns (ts, open ... volume) with more of them."""
-        empty = starts == stops
-        first, last = starts[~empty], stops[~empty]
-        # The union of all ranges; ranges of different mints never meet, as each mint's rows are its own.
-        order = np.argsort(first, kind="stable")
-        first, last = first[order], np.maximum.accumulate(last[order]) if len(order) else last
-        opens = np.concatenate(([True], first[1:] > last[:-1])) if len(order) else np.zeros(0, np.bool_)
-        lows = first[opens]
-        highs = last[np.append(opens[1:], True)] if len(order) else last
-        offsets = np.concatenate(([0], np.cumsum(highs - lows)))
-        candles = int(offsets[-1])
-        columns_at = _HEAD + 3 * len(rows)
-        words = np.empty(columns_at + 6 * candles, np.int64)
-        words[:_HEAD] = 0
-        words[_COUNTS] = len(rows), candles
-        target = words[_HEAD:columns_at].reshape(3, len(rows))
-        target[0] = rows
-        if candles:
-            # Where a range lies in the union moves it as a whole; empty ones go to the start.
-            shift = (offsets[:-1] - lows)[np.maximum(np.searchsorted(lows, starts, side="right") - 1, 0)]
-            target[1:] = np.where(empty, 0, [starts + shift, stops + shift])
-            for number, column in enumerate(columns):
-                low = columns_at + number * candles
-                pieces = [column[a:b] for a, b in zip(lows.tolist(), highs.tolist(), strict=True)]
-                np.concatenate(pieces, out=words[low : low + candles].view(column.dtype))
-        else:
-            target[1:] = 0
-        return cls.of(words)
-
-    def stamped(self, head: Int64Array) -> memoryview:
-        """The bytes of the block with this head, which is written into the words themselves: no copy is made."""
-        self.words.flags.writeable = True
-        self.words[:_HEAD] = head
-        self.words.flags.writeable = False
-        return self.words.data.cast("B")
+    def __post_init__(self) -> None:
+        # One kind of array, so that the kernels are compiled once.
+        for array in vars(self).values():
+            array.flags.writeable = False
 
     def path(self, index: int) -> CandlePath:
         """The candles of path `index` of this block."""
@@ -316,8 +260,15 @@ class _Loader:
         ranges, columns = _gather(tables)
         first, last = np.array([ranges.get(mint, (0, 0)) for mint in mints], np.int64).T.copy()
         starts, stops = np.empty_like(first), np.empty_like(first)
+        for column in columns:
+            column.flags.writeable = False
         locate(columns[0], first, last, entry_ts, end_ts, starts, stops)
-        return PathBlock.build(rows, starts, stops, columns)
+        return _block(columns, rows, starts, stops)
+
+
+def _block(columns: Sequence[npt.NDArray[Any]], rows: Int64Array, starts: Int64Array, stops: Int64Array) -> PathBlock:
+    ts, open_, high, low, close, volume = columns
+    return PathBlock(ts, open_, high, low, close, volume, rows, starts, stops)
 
 
 def _read_row_groups(data: bytes, mints: Sequence[str], begin: int, end: int) -> Iterable[pa.Table]:
@@ -359,6 +310,11 @@ def _gather(tables: Sequence[pa.Table]) -> tuple[dict[str, tuple[int, int]], lis
     return ranges, columns
 
 
+# A cache file is an array of 8-byte words: the head, then rows, starts and stops, then the six columns. The head is
+# magic, identity and code (16 bytes each), bucket, checksum (16 bytes), number of paths, number of candles.
+_HEAD: Final = 10
+_CHECKSUM: Final = slice(6, 8)
+_COUNTS: Final = slice(8, 10)
 _MAGIC: Final = int.from_bytes(b"lakepth1", "little")  # another format of the file has another
 
 
@@ -396,7 +352,7 @@ class _Cache:
         if self._store.exists(path):
             words = _map_words(self._store, path)
             if words is not None and np.array_equal(words[:_HEAD], self._head(bucket, words)):
-                block = self._blocks[bucket] = PathBlock.of(words)
+                block = self._blocks[bucket] = _unpacked(words)
                 return block
             if not self._warned:
                 self._warned = True
@@ -407,7 +363,9 @@ class _Cache:
                 )
         block = self._source(bucket)
         if self._fill:
-            self._store.replace(path, block.stamped(self._head(bucket, block.words)), durable=False)
+            words = _packed(block)
+            words[:_HEAD] = self._head(bucket, words)
+            self._store.replace(path, words.data.cast("B"), durable=False)
         return block
 
     def _head(self, bucket: str, words: Int64Array) -> Int64Array:
@@ -417,6 +375,39 @@ class _Cache:
         digest.update(words[_HEAD:].data)
         head[_CHECKSUM] = np.frombuffer(digest.digest(), np.int64)
         return head
+
+
+def _packed(block: PathBlock) -> Int64Array:
+    """The words of a block with the candles its paths need, the head but for its counts left empty."""
+    empty = block.starts == block.stops
+    order = np.argsort(block.starts[~empty], kind="stable")
+    first, last = block.starts[~empty][order], np.maximum.accumulate(block.stops[~empty][order])
+    # The union of all ranges, as disjoint ones.
+    opens = np.append(True, first[1:] > last[:-1])[: len(first)]
+    lows, highs = first[opens], last[np.append(opens[1:], True)[: len(last)]]
+    offsets = np.append(0, np.cumsum(highs - lows))
+    paths, candles = len(block.rows), int(offsets[-1])
+    words = np.zeros(_HEAD + 3 * paths, np.int64)
+    words[_COUNTS] = paths, candles
+    target = words[_HEAD:].reshape(3, paths)
+    target[0] = block.rows
+    if candles:
+        # Where a range lies in the union moves its paths as a whole; empty ones go to the start.
+        shift = (offsets[:-1] - lows)[np.maximum(np.searchsorted(lows, block.starts, side="right") - 1, 0)]
+        target[1:] = np.where(empty, 0, [block.starts + shift, block.stops + shift])
+    pieces = [words]
+    for name in _COLUMNS:
+        column = getattr(block, name).view(np.int64)
+        pieces += [column[low:high] for low, high in zip(lows.tolist(), highs.tolist(), strict=True)]
+    return np.concatenate(pieces)
+
+
+def _unpacked(words: Int64Array) -> PathBlock:
+    """The block of such words, as views of them."""
+    paths, candles = (int(count) for count in words[_COUNTS])
+    cuts = np.cumsum([_HEAD, paths, paths, paths, *[candles] * 6])
+    rows, starts, stops, ts, *values = (words[low:high] for low, high in itertools.pairwise(cuts))
+    return _block([ts, *(value.view(np.float64) for value in values)], rows, starts, stops)
 
 
 def _digest(data: bytes) -> Int64Array:

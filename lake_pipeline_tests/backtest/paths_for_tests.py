@@ -41,10 +41,9 @@ def paths_of(paths: Sequence[Sequence[Bar]], horizon_minutes: int = 2880, caller
     bars = [each for path in paths for each in path]
     columns = [np.array([each[number] for each in bars], np.float64) for number in range(6)]
     ts = T0_MS + columns[0].astype(np.int64) * MINUTE_MS
-    stops = np.cumsum([len(path) for path in paths], dtype=np.int64)
-    block = PathBlock.build(
-        np.arange(count), stops - np.array([len(path) for path in paths], np.int64), stops, [ts, *columns[1:]]
-    )
+    lengths = np.array([len(path) for path in paths], np.int64)
+    stops = np.cumsum(lengths)
+    block = PathBlock(ts, *columns[1:], np.arange(count), stops - lengths, stops)
     entry_ts = np.full(count, T0_MS, np.int64)
     return Paths(alerts, 60, entry_ts, entry_ts + horizon_minutes * MINUTE_MS, ("00",), {"00": block}.__getitem__)
 

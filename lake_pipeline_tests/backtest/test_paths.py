@@ -252,8 +252,10 @@ def test_a_price_that_only_moved_within_its_file_is_noticed(copied_lake: LocalSt
     assert as_lists(cached(copied_lake, run)) == expected
 
 
-def test_a_block_keeps_only_the_candles_its_paths_need_each_once(run: Run) -> None:
-    paths = open_paths(run, EVERYTHING, 48 * HOUR_MS)
+def test_a_cached_block_keeps_only_the_candles_its_paths_need_each_once(copied_lake: LocalStore) -> None:
+    run = load_run(copied_lake, "plain")
+    as_lists(cached(copied_lake, run))
+    paths = cached(copied_lake, run)
     for bucket in paths.buckets:
         block = paths.load(bucket)
         covered = np.zeros(len(block.ts), np.int64)

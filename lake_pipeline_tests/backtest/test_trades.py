@@ -78,7 +78,7 @@ def test_blocks_and_threads_do_not_show() -> None:
     columns = [whole.ts, whole.open, whole.high, whole.low, whole.close, whole.volume]
     for number in range(4):
         rows = np.arange(number, 20, 4)
-        blocks[f"{number:02x}"] = PathBlock.build(rows, whole.starts[rows], whole.stops[rows], columns)
+        blocks[f"{number:02x}"] = PathBlock(*columns, rows, whole.starts[rows], whole.stops[rows])
     split = Paths(paths.alerts, 60, paths.entry_ts, paths.end_ts, tuple(blocks), blocks.__getitem__)
     expected = trade_paths(paths, FREE)
     for threads in (1, 2, 4):
