@@ -74,6 +74,16 @@ def locate(ts, first, last, begin, end, starts, stops):  # type: ignore[no-untyp
         stops[i] = _first_at_or_after(ts, starts[i], last[i], end[i])
 
 
+@_compiled
+def _counts(volume, close, entry):  # type: ignore[no-untyped-def]
+    """Candles with volume 0, and those that close below entry. A loop of its own, over slices: so it is vectorised."""
+    zero_volume, underwater = np.int64(0), np.int64(0)
+    for j in range(len(volume)):
+        zero_volume += np.int64(volume[j] == 0)
+        underwater += np.int64(close[j] < entry)
+    return zero_volume, underwater
+
+
 # Multiples of the entry price whose first candle is looked for, ascending.
 LEVELS: Final = (1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 10.0)
 _LEVELS: Final = np.array(LEVELS)
@@ -126,11 +136,7 @@ def measure(ts, open_, high, low, close, volume, rows, starts, stops, entry_ts, 
             if high[j] > entry:
                 break
             initial = initial_worst
-        # Two counts that the compiler turns into vector instructions, which the loop below would prevent.
-        zero_volume, underwater = 0, 0
-        for j in range(start, stop):
-            zero_volume += volume[j] == 0
-            underwater += close[j] < entry
+        zero_volume, underwater = _counts(volume[start:stop], close[start:stop], entry)
         reached = 0
         ath, ath_ts, after_ath = -np.inf, ts[start], np.inf
         backed = -np.inf

@@ -205,6 +205,11 @@ def open_paths(
     if lake is not None:
         identity = _cache_identity(manifest, selection, horizon_ms)
         folder = layout.result_folder(run.run_id, "paths", sha256_hex(canonical_json(identity))[:12])
+        results, _, name = folder.rpartition("/")
+        if name in lake.folders(results):
+            logger.info("paths: those cached in %s are used", lake.sub(folder).uri)
+        else:
+            logger.info("paths: none are cached yet, the slices are read%s", " and cached" if fill_cache else "")
         load = _Cache(lake.sub(folder), identity, loader.load, fill=fill_cache).load
     return Paths(alerts, run.spec.interval_s, entry_ts, end_ts, tuple(sorted(set(bucket_of))), load, bucket_of)
 
@@ -241,10 +246,9 @@ class _Loader:
         # Alerts of one mint one after another: they walk the same candles.
         for rows in self._rows.values():
             rows.sort(key=lambda row: (self._mints[row].encode(), row))
-        self._files: dict[str, list[FileEntry]] = {bucket: [] for bucket in self._rows}
-        for bucket, files in self._files.items():
-            folder = f"{layout.bucket_folder(run.spec, bucket)}/"
-            files += [entry for path, entry in entries.items() if path.startswith(folder)]
+        self._files: dict[str, list[FileEntry]] = {}
+        for path, entry in entries.items():
+            self._files.setdefault(path.rpartition("/")[0], []).append(entry)
 
     def load(self, bucket: str) -> PathBlock:
         """A bucket's block, from its parts in order."""
@@ -254,7 +258,7 @@ class _Loader:
         wanted = sorted(set(mints), key=str.encode)
         begin, end = int(entry_ts.min()), int(end_ts.max())
         tables: list[pa.Table] = []
-        for entry in self._files[bucket]:
+        for entry in self._files.get(layout.bucket_folder(self._run.spec, bucket), ()):
             data = _read_sealed(self._run, entry)
             tables += _read_row_groups(data, wanted, begin, end)
         ranges, columns = _gather(tables)
@@ -339,10 +343,6 @@ class _Cache:
         self._warned = False
         code = canonical_json(code_identity(__name__))
         self._origin = np.concatenate([[_MAGIC], *(_digest(part) for part in (canonical_json(identity), code))])
-        if store.files():
-            logger.info("paths: those cached in %s are used", store.uri)
-        else:
-            logger.info("paths: none are cached yet, they are read from the slices%s", " and cached" if fill else "")
 
     def load(self, bucket: str) -> PathBlock:
         """A bucket's block: mapped if the cache has it, else from the source, and cached."""
