@@ -7,12 +7,13 @@ A path never reaches beyond its alert's own window, even where another alert of 
 candles: what else was called must not change a result.
 
 Slice files hold a candle of overlapping windows once, and so do blocks: the alerts of one mint share its candles and
-have a `start:stop` range each. A bucket is read whole (one file, usually one row group), checked against the
-manifest as it is read, cut to what its paths need, and dropped again, so memory is bounded by a bucket a thread.
+have a `start:stop` range each. A bucket is read when it is asked for (the row groups that can matter, checked against
+the manifest as a file) and dropped when it has been worked on, so memory is bounded by a bucket a thread.
 
-**The cache** keeps each bucket's block as one flat file in a folder beside the results, mapped into memory when it is
-used again. A file is used only if its size, its checksum, the run, the selection, the horizon and the code that made
-it are right; anything else is a warning and the bucket is read from its slices and written anew.
+**The cache** keeps each bucket's block, cut to the candles its paths need, as one flat file in a folder beside the
+results, mapped into memory when it is used again. A file is used only if its checksum, the run, the selection, the
+horizon and the code that made it are right; anything else is a warning, and the bucket is read from its slices and
+written anew.
 """
 
 from __future__ import annotations
