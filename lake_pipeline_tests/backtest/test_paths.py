@@ -13,7 +13,7 @@ import pytest
 
 from lake_pipeline.backtest import paths as paths_module
 from lake_pipeline.backtest.config import AlertSelection
-from lake_pipeline.backtest.paths import Paths, open_paths
+from lake_pipeline.backtest.paths import PathBlock, Paths, open_paths
 from lake_pipeline.errors import InputError, RunNotSealed, VerificationFailed
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import Run, load_run
@@ -263,3 +263,27 @@ def test_a_cached_block_keeps_only_the_candles_its_paths_need_each_once(copied_l
             covered[start:stop] += 1
         assert np.all(covered > 0)
         assert not block.ts.flags.writeable
+
+
+def test_packing_keeps_every_path_whatever_lies_between() -> None:
+    columns = [np.arange(40, dtype=np.int64), *(np.arange(40) + 100.0 * number for number in range(5))]
+    starts = np.array([3, 5, 30, 7, 20, 12, 39])
+    stops = np.array([9, 5, 35, 12, 25, 12, 40])
+    block = PathBlock(*columns, np.arange(7), starts, stops)
+    packed = paths_module._unpacked(paths_module._packed(block))
+    for index in range(7):
+        mine, theirs = block.path(index), packed.path(index)
+        assert mine.ts.tolist() == theirs.ts.tolist()
+        assert mine.volume.tolist() == theirs.volume.tolist()
+    assert len(packed.ts) == 20
+
+
+def test_a_mint_that_runs_on_into_the_next_row_group_is_one_range() -> None:
+    def group(mints: list[str], ts: list[int]) -> pa.Table:
+        values = {name: pa.array(ts, pa.float64()) for name in ("open", "high", "low", "close", "volume")}
+        times = pa.array(ts, pa.int64()).cast(pa.timestamp("ms", "UTC"))
+        return pa.table({"mint": pa.array(mints).dictionary_encode(), "ts": times, **values})
+
+    ranges, columns = paths_module._gather([group(["a", "a", "b"], [1, 2, 5]), group(["b", "c"], [6, 1])])
+    assert ranges == {"a": (0, 2), "b": (2, 4), "c": (4, 5)}
+    assert columns[0].tolist() == [1, 2, 5, 6, 1]
