@@ -7,6 +7,7 @@
     │   ├── SourceUnavailable    (transient) refused, timed out, dropped: trying again may help
     │   └── EngineBusy           another process owns the embedded database
     ├── StoreError             the lake's files: disk full, permissions, a foreign file
+    │   ├── StoreUnavailable     (transient) the object store did not answer: trying again may help
     │   └── AlreadyExists        create-only met an existing object
     └── RunError               the run as a whole
         ├── RunNotFound
@@ -42,6 +43,7 @@ __all__ = [
     "SourceError",
     "SourceUnavailable",
     "StoreError",
+    "StoreUnavailable",
     "VerificationFailed",
 ]
 
@@ -81,6 +83,12 @@ class EngineBusy(SourceError):
 
 class StoreError(LakeError):
     """The lake's files cannot be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The object store did not answer; trying again may help."""
+
+    transient = True
 
 
 class AlreadyExists(StoreError):

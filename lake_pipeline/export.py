@@ -438,14 +438,15 @@ class _Exporter:
                     return BucketResult.of(state.receipt, skipped=True)
                 if self.run.sealed:
                     raise RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
-                receipt = write()
                 try:
+                    receipt = write()
                     self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())
                 except AlreadyExists:
                     # Another process was quicker; its commit counts if it stands up to what is stored.
                     state = self.run.bucket_state(bucket)
                     if state.receipt is None:
                         raise
+                    self._delete_unlisted(bucket, state.receipt)
                     return BucketResult.of(state.receipt, skipped=True)
                 return BucketResult.of(receipt, skipped=False, reused=reused)
         except LakeError as error:
@@ -455,18 +456,26 @@ class _Exporter:
         """Remove what an interrupted attempt left of a bucket that has no valid receipt.
 
         Exclusive, so that it never takes the files of a commit in progress; every commit holds the lock
-        shared from its first part to its receipt.
+        shared from its first part to its receipt. Where there are no locks, everything stays: a new attempt takes
+        over what has the bytes it would write, and fails on the rest.
         """
         receipt = layout.receipt_path(bucket)
         if not (self.run.store.exists(receipt) or self.run.bucket_files(bucket)):
             return
-        with self.run.store.lock(exclusive=True):
+        with self.run.store.lock(exclusive=True) as alone:
             state = self.run.bucket_state(bucket)
-            if state.receipt or self.run.sealed:
+            if state.receipt or self.run.sealed or not alone:
                 return
             logger.warning("bucket %s: removing what an earlier attempt left (%s)", bucket, state.problem)
             self.run.store.delete(receipt)
             for path in self.run.bucket_files(bucket):
+                self.run.store.delete(path)
+
+    def _delete_unlisted(self, bucket: str, receipt: Receipt) -> None:
+        """Remove what this attempt wrote and the receipt that was quicker does not list: nobody will ever want it."""
+        listed = {entry.path for entry in (*receipt.files, receipt.rejected) if entry}
+        for path in self.run.bucket_files(bucket):
+            if path not in listed and (layout.is_part(path) or path == layout.rejected_path(bucket)):
                 self.run.store.delete(path)
 
     def _write_bucket(self, bucket: str, chunks: Iterable[_Chunk | LakeError]) -> Receipt:

@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 
 from lake_pipeline.core.buckets import compute_mint_bucket
 from lake_pipeline.core.manifest import Manifest
@@ -25,7 +24,7 @@ from lake_pipeline.core.window import compute_window_slice
 from lake_pipeline.errors import RunError, RunNotSealed
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table
-from lake_pipeline.io.store import LocalStore
+from lake_pipeline.io.store import open_store
 from lake_pipeline.run import Run, load_run
 from lake_pipeline.settings import LakeSettings
 from lake_pipeline.verify import VerifyReport, verify_run
@@ -34,17 +33,20 @@ __all__ = ["OpenRun", "open_run"]
 
 
 def open_run(run: str | Path, data_root: str | Path | None = None, *, allow_unsealed: bool = False) -> OpenRun:
-    """Open a run by its id under `data_root` (default: LAKE_DATA_ROOT, else `data`) or by its folder's path.
+    """Open a run by its id under `data_root` (default: LAKE_DATA_ROOT, else `data`) or by its folder's path or URL.
 
     Raises RunNotFound, RunNotSealed for a run without manifest unless `allow_unsealed`, and RunError for
     a damaged one.
     """
-    folder = Path(run)
-    if folder.name.startswith("run_id="):
-        store, run_id = LocalStore(folder.parent.parent.parent), folder.name.removeprefix("run_id=")
+    folder = str(run).rstrip("/")
+    run_id = folder.rpartition("/")[2].removeprefix("run_id=")
+    if not folder.endswith(f"run_id={run_id}"):
+        run_id = str(run)
+        store = LakeSettings(data_root=None if data_root is None else str(data_root)).store()
+    elif "://" in folder:
+        store = open_store(folder.removesuffix(f"/{layout.run_folder(run_id)}"))
     else:
-        root = None if data_root is None else str(data_root)
-        store, run_id = LakeSettings(data_root=root).store(), str(run)
+        store = open_store(str(Path(folder).parent.parent.parent))
     found = load_run(store, run_id)
     if not found.sealed and not allow_unsealed:
         raise RunNotSealed(
@@ -118,7 +120,6 @@ class OpenRun:
 
     def scan(self) -> Any:
         """All slices as a pyarrow Dataset with `mint_bucket` as a partition column."""
-        root = Path(self.path, layout.slices_folder(self._run.spec))
         if self.sealed:
             slices = f"{layout.slices_folder(self._run.spec)}/"
             paths = [entry.path for entry in self.manifest.files if entry.path.startswith(slices)]
@@ -128,12 +129,12 @@ class OpenRun:
             ]
         partitioning = pads.partitioning(pa.schema([("mint_bucket", pa.string())]), flavor="hive")
         return pads.dataset(
-            [str(Path(self.path, path)) for path in paths],
+            paths,
             schema=SLICE_SCHEMA.append(pa.field("mint_bucket", pa.string())),
             format="parquet",
-            filesystem=pafs.LocalFileSystem(),
+            filesystem=self._run.store.filesystem(),
             partitioning=partitioning,
-            partition_base_dir=str(root),
+            partition_base_dir=layout.slices_folder(self._run.spec),
         )
 
     def verify(self) -> VerifyReport:

@@ -21,7 +21,7 @@ from lake_pipeline.core.canonical import canonical_json, sha256_hex
 from lake_pipeline.core.coverage import gather_coverage
 from lake_pipeline.core.manifest import Exporter, FileEntry, Manifest, Receipt, Record, build_manifest
 from lake_pipeline.core.schemas import REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
-from lake_pipeline.errors import BucketsMissing, RunNotSealed, StoreError
+from lake_pipeline.errors import AlreadyExists, BucketsMissing, RunNotSealed, StoreError
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table, table_bytes
 from lake_pipeline.io.provenance import append_event
@@ -65,7 +65,8 @@ def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
     """Write outputs/coverage.parquet, and rejected_candles.parquet if any, from the receipts there are.
 
     While buckets are missing, their alerts are missing from the table too: it is a look at an unfinished
-    run, and the seal writes it anew. On a sealed run nothing is written.
+    run, written only where the seal, which writes it anew, can be locked out meanwhile. On a sealed run nothing
+    is written.
     """
     # The table is made from receipts alone; what the files hold is for the seal to check.
     states = run.bucket_states(threads=threads, hashes=False)
@@ -74,8 +75,9 @@ def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
     coverage = gather_coverage(alerts, receipts, run.spec)
     rejected = _rejected_candles(run, receipts)
     if not run.sealed:
-        with run.store.lock(exclusive=True):
-            if not run.sealed:
+        with run.store.lock(exclusive=True) as alone:
+            # Of all receipts there is one outcome, whoever writes it when; of some of them it must not meet a seal.
+            if not run.sealed and (alone or len(receipts) == len(ALL_BUCKETS)):
                 _write_outputs(run, coverage, rejected)
     statuses = coverage.column("status").to_pylist()
     kept = sum(coverage.column("kept").to_pylist())
@@ -149,7 +151,10 @@ def seal_run(
         _refuse_foreign_files(run, manifest)
         _write_checksums(run, manifest)
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
-        run.store.create(layout.MANIFEST, manifest.to_bytes())
+        try:
+            run.store.create(layout.MANIFEST, manifest.to_bytes())
+        except AlreadyExists:  # where there are no locks: another process was quicker
+            return SealResult(require_verified(run, threads=threads), created=False)
     logger.info("run %s is sealed: content %s", run.run_id, manifest.content_sha256)
     return SealResult(manifest, created=True)
 
@@ -188,7 +193,7 @@ def _rejected_candles(run: Run, receipts: Sequence[Receipt]) -> pa.Table:
 
 
 def _write_outputs(run: Run, coverage: pa.Table, rejected: pa.Table) -> list[FileEntry]:
-    """Bring the outputs of an unsealed run to these tables. The caller holds the run's exclusive lock."""
+    """Bring the outputs of an unsealed run to these tables. The caller holds the run's exclusive lock, if any."""
     wanted = {layout.COVERAGE: coverage}
     if rejected.num_rows:
         wanted[layout.REJECTED_CANDLES] = rejected

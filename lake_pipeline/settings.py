@@ -20,12 +20,12 @@ from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.errors import ConfigError
 from lake_pipeline.export import DEFAULT_MAX_ROWS_IN_FLIGHT, identify_run, load_alerts
 from lake_pipeline.io.source import DEFAULT_TABLE, CandleSource
-from lake_pipeline.io.store import LocalStore, open_store
+from lake_pipeline.io.store import Store, open_store
 
 if TYPE_CHECKING:
     from lake_pipeline.io.clickhouse import ClickHouseSource
 
-__all__ = ["LakeSettings", "RunSettings", "SourceSettings", "parse_day", "parse_settings"]
+__all__ = ["LakeSettings", "RunSettings", "SourceSettings", "local_root", "parse_day", "parse_settings"]
 
 DEFAULT_DATA_ROOT = "data"
 
@@ -34,11 +34,18 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def local_root(data_root: str) -> str:
+    """The folder for what cannot live in an object store: the data root itself, or `data` where that is a URL."""
+    return DEFAULT_DATA_ROOT if "://" in data_root else data_root
+
+
 class LakeSettings(_Settings):
     """Where lakes are kept."""
 
     data_root: str | None = Field(
-        default=None, description="Folder of the lake. Default: the environment's LAKE_DATA_ROOT, else `data`."
+        default=None,
+        description="Folder of the lake, or its URL: s3://bucket/prefix, gs://..., az://... "
+        "Default: the environment's LAKE_DATA_ROOT, else `data`.",
     )
 
     @property
@@ -46,7 +53,7 @@ class LakeSettings(_Settings):
         """The data root in effect."""
         return self.data_root or os.environ.get("LAKE_DATA_ROOT") or DEFAULT_DATA_ROOT
 
-    def store(self) -> LocalStore:
+    def store(self) -> Store:
         """The store of the data root."""
         return open_store(self.root)
 
@@ -54,7 +61,8 @@ class LakeSettings(_Settings):
 class SourceSettings(_Settings):
     """The ClickHouse table candles are read from, and how hard it is worked.
 
-    Without `dsn`, CLICKHOUSE_DSN or CLICKHOUSE_HOST it is the embedded engine under `<data_root>/clickhouse`.
+    Without `dsn`, CLICKHOUSE_DSN or CLICKHOUSE_HOST it is the embedded engine under `<data_root>/clickhouse`, or
+    `data/clickhouse` if data_root is a URL; LAKE_ENGINE_PATH names another folder.
     """
 
     dsn: str | None = Field(
@@ -90,17 +98,12 @@ class SourceSettings(_Settings):
 
         config = SourceConfig.from_environment(
             os.environ,
-            embedded_path=str(Path(data_root, "clickhouse")),
+            embedded_path=os.environ.get("LAKE_ENGINE_PATH") or str(Path(local_root(data_root), "clickhouse")),
             dsn=self.dsn,
             database=self.database,
             table=self.table,
             columns=self.columns,
         )
-        if config.embedded and "://" in data_root:
-            raise ConfigError(
-                f"data_root {data_root} is a URL, where the embedded engine cannot live: "
-                "set CLICKHOUSE_HOST to use a server"
-            )
         return ClickHouseSource(config)
 
 

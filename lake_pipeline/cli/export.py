@@ -105,10 +105,10 @@ def demo(data_root: str | None, format_: str) -> None:
     for everybody. A second run finds the sealed run, verifies it and changes nothing.
     """
     from lake_pipeline.demo import DEMO_INTERVAL, DEMO_WINDOW, write_demo_inputs
-    from lake_pipeline.settings import LakeSettings
+    from lake_pipeline.settings import LakeSettings, local_root
 
     root = LakeSettings(data_root=data_root).root
-    candles, alerts = write_demo_inputs(Path(root, "demo"))
+    candles, alerts = write_demo_inputs(Path(local_root(root), "demo"))
     # The demo's broken alerts are meant to be: they show in its summary, not as a warning.
     logging.getLogger("lake_pipeline.export").setLevel(logging.ERROR)
     loaded = _load([str(candles)], data_root, {}, None, None)

@@ -29,7 +29,9 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 data_root_option = click.option(
-    "--data-root", metavar="DIR", help="Folder of the lake. [default: $LAKE_DATA_ROOT, else data]"
+    "--data-root",
+    metavar="DIR|URL",
+    help="Folder or object-store URL of the lake. [default: $LAKE_DATA_ROOT, else data]",
 )
 
 source_options = _all(

@@ -24,18 +24,11 @@ _PACKAGES: Final = ("lake-pipeline", "dagster", "clickhouse-connect", "pyarrow",
 
 def read_events(run: Store) -> list[dict[str, Any]]:
     """The run's events so far. Raises RunError for a file that holds none."""
-    if not run.exists(PROVENANCE):
-        return []
-    try:
-        events: list[dict[str, Any]] = json.loads(run.read(PROVENANCE))["events"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run.uri}/{PROVENANCE} is not readable: {error}; move it away, the run needs none") from error
-    return events
+    return _events(run, run.read(PROVENANCE)) if run.exists(PROVENANCE) else []
 
 
 def append_event(run: Store, step: str, details: dict[str, Any]) -> None:
     """Add one event to the run's provenance. The caller holds the run's exclusive lock."""
-    events = read_events(run)
     event = {
         "step": step,
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
@@ -44,4 +37,16 @@ def append_event(run: Store, step: str, details: dict[str, Any]) -> None:
         "packages": {name: version(name) for name in _PACKAGES},
         **details,
     }
-    run.replace(PROVENANCE, canonical_json({"events": [*events, event]}))
+
+    def append(present: bytes | None) -> bytes:
+        return canonical_json({"events": [*(_events(run, present) if present is not None else []), event]})
+
+    run.update(PROVENANCE, append)
+
+
+def _events(run: Store, data: bytes) -> list[dict[str, Any]]:
+    try:
+        events: list[dict[str, Any]] = json.loads(data)["events"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run.uri}/{PROVENANCE} is not readable: {error}; move it away, the run needs none") from error
+    return events

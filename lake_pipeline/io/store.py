@@ -1,6 +1,7 @@
-"""Where bytes live: a folder, written so that a reader never sees a partial file under its final name.
+"""Where bytes live, written so that a reader never sees a partial file under its final name.
 
-What belongs here: atomic create-only writes, locks, listings. What does not: any knowledge of runs.
+What belongs here: what every store can do, and local folders: atomic create-only writes, locks, listings. Object
+stores are in `objects`. What does not: any knowledge of runs.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from lake_pipeline.core.manifest import Record
-from lake_pipeline.errors import AlreadyExists, ConfigError, StoreError
+import pyarrow.fs as pafs
 
-__all__ = ["TEMPORARY_PREFIX", "LocalStore", "Sink", "Store", "StoredFile", "hash_file", "open_store"]
+from lake_pipeline.core.manifest import Record
+from lake_pipeline.errors import AlreadyExists, StoreError
+
+__all__ = ["TEMPORARY_PREFIX", "LocalStore", "Sink", "Store", "StoredFile", "explained", "hash_file", "open_store"]
 
 # Names of files that are still being written. A crash leaves them behind; the seal removes them.
 TEMPORARY_PREFIX: Final = ".lake-tmp-"
@@ -93,6 +96,9 @@ class Store(Protocol):
     def open(self, path: str) -> BinaryIO:
         """A file for random reads."""
 
+    def filesystem(self) -> pafs.FileSystem:
+        """The files to read by path, as pyarrow wants them, with only the bytes asked for being fetched."""
+
     def files(self, path: str = "") -> list[StoredFile]:
         """Every file below a folder, temporary ones included, sorted by path as bytes."""
 
@@ -104,6 +110,12 @@ class Store(Protocol):
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there. Never for anything sealed."""
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace a file by what `change` makes of its content, None if there is none; no other update is lost.
+
+        Where there are locks, the caller holds the exclusive one.
+        """
 
     def writer(self, path: str, *, durable: bool = True) -> contextlib.AbstractContextManager[Sink]:
         """A stream into a new file that appears when the block ends without error.
@@ -119,17 +131,20 @@ class Store(Protocol):
     def delete(self, path: str) -> None:
         """Remove a file that is there."""
 
-    def lock(self, *, exclusive: bool) -> contextlib.AbstractContextManager[None]:
-        """Hold the root against other processes and threads; waits until it is free."""
+    def lock(self, *, exclusive: bool) -> contextlib.AbstractContextManager[bool]:
+        """Hold the root against other processes and threads; waits until it is free.
+
+        False where there are no locks: then others may be writing at any time.
+        """
 
 
-def open_store(data_root: str) -> LocalStore:
-    """The store of a data root. Raises ConfigError for a URL no store is known for."""
-    if "://" in data_root:
-        raise ConfigError(
-            f"data_root {data_root!r} is a URL; this version keeps lakes in local or mounted folders only"
-        )
-    return LocalStore(Path(data_root))
+def open_store(data_root: str) -> Store:
+    """The store of a data root: a folder, or a URL of an object store. Raises ConfigError for any other URL."""
+    if "://" not in data_root:
+        return LocalStore(Path(data_root))
+    from lake_pipeline.io.objects import ObjectStore
+
+    return ObjectStore(data_root)
 
 
 def hash_file(store: Store, path: str) -> Record:
@@ -168,18 +183,22 @@ class LocalStore:
 
     def read(self, path: str) -> bytes:
         """All of a file."""
-        with _explained("read", self._path(path)):
+        with explained("read", self._path(path)):
             return self._path(path).read_bytes()
 
     def open(self, path: str) -> BinaryIO:
         """A file for random reads."""
-        with _explained("read", self._path(path)):
+        with explained("read", self._path(path)):
             return self._path(path).open("rb")
+
+    def filesystem(self) -> pafs.FileSystem:
+        """The folder as pyarrow reads it."""
+        return pafs.SubTreeFileSystem(self.uri, pafs.LocalFileSystem())
 
     def files(self, path: str = "") -> list[StoredFile]:
         """Every file below a folder, symbolic links included as they are."""
         found = []
-        with _explained("list", self._path(path)):
+        with explained("list", self._path(path)):
             for folder, folders, names in os.walk(self._path(path), onerror=_raise_unless_missing):
                 # A link to a folder is not followed but is there, so it counts as a file.
                 for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
@@ -190,7 +209,7 @@ class LocalStore:
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below."""
-        with _explained("list", self._path(path)):
+        with explained("list", self._path(path)):
             try:
                 with os.scandir(self._path(path)) as entries:
                     return sorted(entry.name for entry in entries if entry.is_dir())
@@ -214,6 +233,10 @@ class LocalStore:
             if durable:
                 _sync_folder(temporary.parent)
 
+    def update(self, path: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Read, change, replace."""
+        self.replace(path, change(self.read(path) if self.exists(path) else None))
+
     @contextlib.contextmanager
     def writer(self, path: str, *, durable: bool = True) -> Iterator[Sink]:
         """A stream into a new file."""
@@ -230,7 +253,7 @@ class LocalStore:
     def adopt(self, other: Store, path: str) -> None:
         """Link a file of another folder, or copy it where links do not reach."""
         final = self._path(path)
-        with _explained("write", final):
+        with explained("write", final):
             _make_folder(final.parent)
             if isinstance(other, LocalStore):
                 try:
@@ -249,19 +272,19 @@ class LocalStore:
 
     def delete(self, path: str) -> None:
         """Remove a file."""
-        with _explained("delete", self._path(path)):
+        with explained("delete", self._path(path)):
             self._path(path).unlink(missing_ok=True)
             _sync_folder(self._path(path).parent)
 
     @contextlib.contextmanager
-    def lock(self, *, exclusive: bool) -> Iterator[None]:
+    def lock(self, *, exclusive: bool) -> Iterator[bool]:
         """Lock the root folder itself, so that no lock file is left in it."""
-        with _explained("lock", self.root):
+        with explained("lock", self.root):
             descriptor = os.open(self.root, os.O_RDONLY)
         try:
-            with _explained("lock", self.root):
+            with explained("lock", self.root):
                 fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            yield
+            yield True
         finally:
             os.close(descriptor)
 
@@ -275,7 +298,7 @@ class LocalStore:
         """An open temporary file beside `path`, removed at the end if it still has that name."""
         final = self._path(path)
         temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
-        with _explained("write", final):
+        with explained("write", final):
             _make_folder(final.parent)
             try:
                 with temporary.open("xb") as file:
@@ -339,7 +362,7 @@ _ADVICE: Final = {
 
 
 @contextlib.contextmanager
-def _explained(action: str, path: Path) -> Iterator[None]:
+def explained(action: str, path: Path) -> Iterator[None]:
     """Turn an OSError into a StoreError that says what, where and what to do."""
     try:
         yield
