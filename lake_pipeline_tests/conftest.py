@@ -1,4 +1,4 @@
-"""What every test may use: a quiet environment, one embedded engine per process, tables of one's own.
+"""What every test may use: a quiet environment, one embedded engine per process, tables of one's own, an S3 server.
 
 chDB takes one database path per process, so all tests of a worker share `engine_root`; a table is what a
 test has to itself. The engine is kept open for a module and closed at its end, so that a module of tests
@@ -8,12 +8,16 @@ that needs another path can have it.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import settings
@@ -39,7 +43,7 @@ from lake_pipeline_tests.candles_for_tests import (
 from lake_pipeline_tests.gateway import Gateway
 
 # Whatever machine this runs on, no test may reach for its server or its lake.
-for name in [name for name in os.environ if name.startswith(("CLICKHOUSE_", "LAKE_"))]:
+for name in [name for name in os.environ if name.startswith(("AWS_", "CLICKHOUSE_", "LAKE_"))]:
     del os.environ[name]
 
 settings.register_profile("lake", max_examples=60, deadline=None, derandomize=True, database=None)
@@ -179,3 +183,58 @@ def exported(sealed_lake: LocalStore, unsealed_root: Path, tmp_path: Path) -> Ru
     """A run `plain` of the market with all its buckets, not sealed yet, to seal or spoil."""
     shutil.copytree(unsealed_root, tmp_path / "exported")
     return load_run(LocalStore(tmp_path / "exported"), "plain")
+
+
+SECRET = "sEcReT-of-the-lake-tests"
+
+
+@dataclass(frozen=True)
+class S3:
+    """A real S3 server on loopback, and what its log says."""
+
+    port: int
+    log: Path
+    bucket: str = "lakes"
+
+    def environment(self, access_key: str = "TESTER") -> dict[str, str]:
+        """What a process needs to use it; lake_pipeline_tests.s3_server has the keys that meet faults."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Every request answered so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """The server process, with an empty bucket."""
+    log = tmp_path_factory.mktemp("s3") / "requests.jsonl"
+    command = [sys.executable, "-m", "lake_pipeline_tests.s3_server", str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        stdin: IO[str] = process.stdin  # type: ignore[assignment]
+        assert process.stdout
+        server = S3(int(process.stdout.readline()), log)
+        bucket = urllib.request.Request(f"http://127.0.0.1:{server.port}/{server.bucket}", method="PUT")
+        urllib.request.urlopen(bucket).close()
+        yield server
+        stdin.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The server, with this process's environment set up for it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def s3_url(s3: S3) -> str:
+    """A data root in the bucket nobody else uses."""
+    return f"s3://{s3.bucket}/root-{next(_TABLE_NUMBERS)}"

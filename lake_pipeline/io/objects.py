@@ -142,7 +142,7 @@ class ObjectStore:
                 data = None
                 with contextlib.suppress(FileNotFoundError):
                     present = self._objects.get(self._key(path))
-                    mode = {"e_tag": present.meta["e_tag"], "version": present.meta["version"]}
+                    mode = {name: present.meta[name] for name in ("e_tag", "version") if present.meta[name]}
                     data = bytes(present.bytes())
                 with contextlib.suppress(AlreadyExistsError, PreconditionError):
                     self._objects.put(self._key(path), change(data), mode=mode, use_multipart=False)
@@ -185,7 +185,7 @@ class ObjectStore:
 
     def _key(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):
-            raise StoreError(f"path {path!r} leaves {self.uri}")
+            raise StoreError(f"path {path!r} leaves the folder {self.uri}")
         return f"{self._prefix}{path}".rstrip("/")
 
     def _create_large(self, path: str, file: Any) -> None:
@@ -232,19 +232,23 @@ class _Reader(io.RawIOBase):
         self._position = 0
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the object goes."""
-        view = memoryview(buffer).cast("B")
-        start, end = self._position, min(self._position + len(view), self._size)
-        if start >= end:
-            return 0
-        if start < len(self._first):
-            data = self._first[start:end]
-        else:
-            with self._store._explained("read", self._path):
-                data = bytes(self._store._objects.get_range(self._store._key(self._path), start=start, end=end))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        """Fill the buffer as far as the object goes, a request a block."""
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        for start in range(0, len(view), _BLOCK):
+            block = view[start : start + _BLOCK]
+            block[:] = self._fetch(self._position, self._position + len(block))
+            self._position += len(block)
+        return len(view)
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return self.read(max(0, self._size - self._position)) or b""
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        if end <= len(self._first):
+            return self._first[start:end]
+        with self._store._explained("read", self._path):
+            return bytes(self._store._objects.get_range(self._store._key(self._path), start=start, end=end))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move; nothing is fetched."""
