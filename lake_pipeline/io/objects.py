@@ -236,7 +236,10 @@ class _Reader(io.RawIOBase):
         view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
         for start in range(0, len(view), _BLOCK):
             block = view[start : start + _BLOCK]
-            block[:] = self._fetch(self._position, self._position + len(block))
+            data = self._fetch(self._position, self._position + len(block))
+            if len(data) != len(block):
+                raise StoreError(f"{self._store.uri}/{self._path} became shorter while it was read")
+            block[:] = data
             self._position += len(block)
         return len(view)
 
