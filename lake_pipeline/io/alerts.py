@@ -29,6 +29,10 @@ def read_alerts(path: str, range_ms: tuple[int | None, int | None], table: str |
     `table` names the DuckDB table; without it the first of DUCKDB_TABLES that has rows. Raises InputError
     when there is no such file or it cannot be read, ConfigError for a name of no known kind.
     """
+    if "://" in path:
+        from lake_pipeline.io.objects import refuse_secret
+
+        refuse_secret("alerts", path)
     suffix = PurePosixPath(urlsplit(path).path if "://" in path else path).suffix.lower()
     if suffix in _DUCKDB_SUFFIXES:
         return _read_duckdb(path, table)

@@ -33,9 +33,9 @@ from obstore.store import from_url
 from lake_pipeline.errors import AlreadyExists, ConfigError, StoreError, StoreUnavailable
 from lake_pipeline.io.store import TEMPORARY_PREFIX, Sink, StoredFile, explained, hash_file
 
-__all__ = ["ObjectStore"]
+__all__ = ["ObjectStore", "refuse_secret"]
 
-SCHEMES: Final = ("s3", "gs", "az")
+_SCHEMES: Final = ("s3", "gs", "az")
 # The most one request carries: it must get through within the client's time-out, 30 s unless the environment says
 # otherwise, and a few of them in memory for each thread must not matter.
 _BLOCK: Final = 8 << 20
@@ -307,24 +307,29 @@ class _ReadOnlyHandler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow
     move = copy_file = open_output_stream = open_append_stream = _refuse
 
 
-def _checked(url: str) -> str:
-    """The URL without a final slash, if it names a bucket and carries no credentials. Raises ConfigError."""
-    known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+def refuse_secret(setting: str, url: str) -> None:
+    """Raise ConfigError, which does not repeat the URL, for one with credentials or parameters in it."""
     try:
         parts = urlsplit(url)
-        has_secret = "@" in parts.netloc or bool(parts.query or parts.fragment)
     except ValueError:
-        raise ConfigError(f"data_root is a malformed URL: give {known}<bucket>/<prefix>") from None
-    if has_secret:
-        # Not quoted: it may hold a secret, and messages are logged.
+        raise ConfigError(f"{setting} is a malformed URL") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
-            f"data_root is a {parts.scheme}:// URL with credentials or parameters in it, and configuration is stored "
-            "in the clear: give the bucket and prefix only, and credentials by the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for example) or the platform. Replace those that were shown"
+            f"{setting} is a {parts.scheme}:// URL with credentials or parameters in it, and configuration is stored "
+            "in the clear: leave them out and give credentials by the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, for example) or the platform. Replace those that were shown"
         )
-    if parts.scheme not in SCHEMES:
+
+
+def _checked(url: str) -> str:
+    """The URL without a final slash, if it names a bucket and carries no credentials. Raises ConfigError."""
+    refuse_secret("data_root", url)
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         raise ConfigError(f"data_root {url!r} is of no known kind: give a folder, or a URL with {known}")
-    if not parts.netloc or {"", ".", ".."} & set(parts.path.strip("/").split("/") if parts.path.strip("/") else ()):
+    prefix = parts.path.strip("/")
+    if not parts.netloc or (prefix and {"", ".", ".."} & set(prefix.split("/"))):
         raise ConfigError(f"data_root {url!r} is malformed: give {parts.scheme}://<bucket>/<prefix>")
     return url.rstrip("/")
 

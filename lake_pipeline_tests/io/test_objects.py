@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lake_pipeline.errors import AlreadyExists, ConfigError, StoreError, StoreUnavailable
+from lake_pipeline.io.alerts import read_alerts
 from lake_pipeline.io.objects import ObjectStore
 from lake_pipeline.io.store import TEMPORARY_PREFIX, Store, hash_file, open_store
 from lake_pipeline_tests.conftest import S3, SECRET
@@ -79,7 +80,8 @@ def test_a_process_killed_while_it_uploads_leaves_nothing_a_reader_can_see(
     store: ObjectStore, s3: S3, tmp_path: Path
 ) -> None:
     code = (
-        "import os, sys; from lake_pipeline.io.objects import ObjectStore\n"
+        "import os, sys; from lake_pipeline.io.alerts import read_alerts
+from lake_pipeline.io.objects import ObjectStore\n"
         "with ObjectStore(sys.argv[1]).sub('run').writer('f') as sink:\n"
         "    for _ in range(120): sink.write(os.urandom(1 << 20))\n"
     )
@@ -103,7 +105,8 @@ def test_a_process_killed_while_it_uploads_leaves_nothing_a_reader_can_see(
 
 def test_a_process_killed_between_upload_and_copy_leaves_the_run_untouched(store: ObjectStore) -> None:
     code = (
-        "import os, sys; from lake_pipeline.io.objects import ObjectStore\n"
+        "import os, sys; from lake_pipeline.io.alerts import read_alerts
+from lake_pipeline.io.objects import ObjectStore\n"
         "class Dying:\n"
         "    def __init__(self, objects): self.objects = objects\n"
         "    def __getattr__(self, name): return getattr(self.objects, name)\n"
@@ -123,7 +126,8 @@ def test_a_process_killed_between_upload_and_copy_leaves_the_run_untouched(store
 
 def test_memory_stays_bounded_however_large_a_file_is(store: ObjectStore) -> None:
     code = (
-        "import resource, sys; from lake_pipeline.io.objects import ObjectStore\n"
+        "import resource, sys; from lake_pipeline.io.alerts import read_alerts
+from lake_pipeline.io.objects import ObjectStore\n"
         "from lake_pipeline.io.store import hash_file\n"
         "store, block = ObjectStore(sys.argv[1]), bytes(1 << 20)\n"
         "def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
@@ -309,10 +313,11 @@ def test_a_data_root_of_no_known_kind_is_refused(url: str) -> None:
         "s3://[s3cret-word",
     ],
 )
-def test_a_data_root_with_a_secret_in_it_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        open_store(url)
-    assert "s3cret-word" not in str(caught.value)
+def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(url: str) -> None:
+    for read in (lambda: open_store(url), lambda: read_alerts(f"{url}.csv", (None, None))):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert "s3cret-word" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -334,3 +339,8 @@ def test_every_cloud_has_its_url(url: str, environment: dict[str, str], monkeypa
 def test_what_a_cloud_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"data_root az://container/lake cannot be used: .*Account must be specified"):
         open_store("az://container/lake")
+
+
+def test_alerts_are_read_from_the_object_store_too(store: ObjectStore) -> None:
+    store.create("alerts.csv", b"mint,ts\nM,2025-05-01T00:00:00Z\n")
+    assert read_alerts(f"{store.uri}/alerts.csv", (None, None)).table.num_rows == 1
