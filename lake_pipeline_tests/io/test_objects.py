@@ -80,8 +80,7 @@ def test_a_process_killed_while_it_uploads_leaves_nothing_a_reader_can_see(
     store: ObjectStore, s3: S3, tmp_path: Path
 ) -> None:
     code = (
-        "import os, sys; from lake_pipeline.io.alerts import read_alerts
-from lake_pipeline.io.objects import ObjectStore\n"
+        "import os, sys; from lake_pipeline.io.objects import ObjectStore\n"
         "with ObjectStore(sys.argv[1]).sub('run').writer('f') as sink:\n"
         "    for _ in range(120): sink.write(os.urandom(1 << 20))\n"
     )
@@ -105,8 +104,7 @@ from lake_pipeline.io.objects import ObjectStore\n"
 
 def test_a_process_killed_between_upload_and_copy_leaves_the_run_untouched(store: ObjectStore) -> None:
     code = (
-        "import os, sys; from lake_pipeline.io.alerts import read_alerts
-from lake_pipeline.io.objects import ObjectStore\n"
+        "import os, sys; from lake_pipeline.io.objects import ObjectStore\n"
         "class Dying:\n"
         "    def __init__(self, objects): self.objects = objects\n"
         "    def __getattr__(self, name): return getattr(self.objects, name)\n"
@@ -126,8 +124,7 @@ from lake_pipeline.io.objects import ObjectStore\n"
 
 def test_memory_stays_bounded_however_large_a_file_is(store: ObjectStore) -> None:
     code = (
-        "import resource, sys; from lake_pipeline.io.alerts import read_alerts
-from lake_pipeline.io.objects import ObjectStore\n"
+        "import resource, sys; from lake_pipeline.io.objects import ObjectStore\n"
         "from lake_pipeline.io.store import hash_file\n"
         "store, block = ObjectStore(sys.argv[1]), bytes(1 << 20)\n"
         "def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
