@@ -24,6 +24,7 @@ from lake_pipeline.errors import (
     SourceError,
     SourceUnavailable,
     StoreError,
+    StoreUnavailable,
     VerificationFailed,
 )
 from lake_pipeline.export import load_alerts
@@ -59,8 +60,8 @@ def test_the_tree_is_as_drawn() -> None:
     assert depth_of[0] is LakeError
 
 
-def test_only_a_source_that_may_come_back_is_transient() -> None:
-    assert [found for found in classes() if found.transient] == [SourceUnavailable]
+def test_only_a_source_or_store_that_may_come_back_is_transient() -> None:
+    assert [found for found in classes() if found.transient] == [SourceUnavailable, StoreUnavailable]
 
 
 def test_a_check_that_failed_exits_with_1_and_everything_else_with_2() -> None:
