@@ -310,6 +310,18 @@ def test_leftovers_with_other_bytes_are_named_and_not_touched(
     assert seal_run(run).created
 
 
+def test_buckets_of_a_sealed_run_are_taken_over_by_the_store(
+    objects: ObjectStore, market: Market, market_source: ClickHouseSource
+) -> None:
+    first = sealed_run(objects, market_source, market.csv, MARKET_SPEC, "first")
+    second = start_run(objects, market_source, market.csv, MARKET_SPEC, "second")
+    results = export_buckets(second, market_source, market.buckets, reuse_from=objects)
+    assert all(result.reused for result in results)
+    export_buckets(second, market_source)
+    assert seal_run(second).manifest.content_sha256 == first.manifest().content_sha256
+    assert verify_run(second.store, "second").faults == []
+
+
 def test_a_sealed_run_that_lacks_an_object_is_not_exported_again(
     objects: ObjectStore, sealed_lake: LocalStore, market_source: ClickHouseSource
 ) -> None:

@@ -31,7 +31,7 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from lake_pipeline.errors import AlreadyExists, ConfigError, StoreError, StoreUnavailable
-from lake_pipeline.io.store import TEMPORARY_PREFIX, Sink, StoredFile, explained, hash_file
+from lake_pipeline.io.store import TEMPORARY_PREFIX, Sink, Store, StoredFile, explained, hash_file
 
 __all__ = ["ObjectStore", "refuse_secret"]
 
@@ -172,6 +172,16 @@ class ObjectStore:
                         "deleted here, where nobody can be locked out: when no process exports this run, delete the "
                         "object and run again"
                     ) from None
+
+    def adopt(self, other: Store, path: str) -> None:
+        """Have the store copy an object of the same lake, or copy it through here; other content is AlreadyExists."""
+        if isinstance(other, ObjectStore) and other._root == self._root:
+            with contextlib.suppress(AlreadyExists), self._explained("write", path):
+                self._objects.copy(other._key(path), self._key(path), overwrite=False)
+                return
+        with other.open(path) as file, self.writer(path) as sink:
+            while block := file.read(_BLOCK):
+                sink.write(block)
 
     def delete(self, path: str) -> None:
         """Remove an object; that it is gone is success."""

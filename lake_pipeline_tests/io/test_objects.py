@@ -16,7 +16,7 @@ import pytest
 from lake_pipeline.errors import AlreadyExists, ConfigError, StoreError, StoreUnavailable
 from lake_pipeline.io.alerts import read_alerts
 from lake_pipeline.io.objects import ObjectStore
-from lake_pipeline.io.store import TEMPORARY_PREFIX, Store, hash_file, open_store
+from lake_pipeline.io.store import TEMPORARY_PREFIX, LocalStore, Store, hash_file, open_store
 from lake_pipeline_tests.conftest import S3, SECRET
 
 LARGE = 20 << 20  # three parts
@@ -137,6 +137,21 @@ def test_memory_stays_bounded_however_large_a_file_is(store: ObjectStore) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code, store.uri], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100  # MB: a few blocks in flight, both ways
+
+
+def test_an_object_of_the_same_lake_is_copied_by_the_store(store: ObjectStore, s3: S3, lake: LocalStore) -> None:
+    data = os.urandom(LARGE)
+    write(store.sub("a"), "f", data)
+    before = len(s3.requests())
+    store.sub("b").adopt(store.sub("a"), "f")
+    assert sum(each["bytes"] for each in s3.requests()[before:]) < 10_000
+    store.sub("b").adopt(store.sub("a"), "f")  # the same bytes are success
+    store.sub("c").create("f", b"other")
+    with pytest.raises(AlreadyExists, match="exists with other content"):
+        store.sub("c").adopt(store.sub("a"), "f")
+    write(lake, "g", data)
+    store.adopt(lake, "g")
+    assert [hash_file(store, path).sha256 for path in ("b/f", "g")] == [hashlib.sha256(data).hexdigest()] * 2
 
 
 # --- reading and listing -------------------------------------------------------------------------
