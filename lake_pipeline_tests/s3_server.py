@@ -3,7 +3,8 @@
     python -m lake_pipeline_tests.s3_server LOG
 
 prints its port and serves until its standard input ends. LOG gets a JSON line for each request. Some access keys
-meet faults: DENIED is refused, BROKEN gets 503 for good, FLAKY gets 503 for the first request of each kind.
+meet faults: DENIED is refused, BROKEN gets 503 for good, FLAKY gets 503 and CONFLICT 409 for the
+first request of each kind, the latter for writes only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ FAULTS = {
     "DENIED": ("403 FORBIDDEN", b"<Error><Code>AccessDenied</Code></Error>"),
     "BROKEN": ("503 SLOW DOWN", b"<Error><Code>SlowDown</Code></Error>"),
     "FLAKY": ("503 SLOW DOWN", b"<Error><Code>SlowDown</Code></Error>"),
+    "CONFLICT": ("409 CONFLICT", b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
 }
 
 
@@ -43,9 +45,11 @@ class Gateway:
             return start_response(status, headers, *rest)
 
         found = re.search("Credential=([A-Z]+)", environ.get("HTTP_AUTHORIZATION", ""))
-        fault = FAULTS.get(found[1] if found else "")
+        key = found[1] if found else ""
+        fault = FAULTS.get(key)
         request = (sent["method"], sent["path"])
-        if fault and not (found and found[1] == "FLAKY" and request in self.met):
+        passing = key in ("FLAKY", "CONFLICT") and request in self.met
+        if fault and not passing and (key != "CONFLICT" or "HTTP_IF_NONE_MATCH" in environ):
             self.met.add(request)
             note(fault[0], [("Content-Type", "application/xml")])
             body = [fault[1]]

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
@@ -127,7 +128,7 @@ class ObjectStore:
         Where a repeated request meets what the first one made, that is AlreadyExists too: look what is there.
         """
         with self._explained("write", path):
-            self._objects.put(self._key(path), data, mode="create", use_multipart=False)
+            _settled(lambda: self._objects.put(self._key(path), data, mode="create", use_multipart=False))
 
     def replace(self, path: str, data: bytes) -> None:
         """Put an object in place of any that is there."""
@@ -177,7 +178,7 @@ class ObjectStore:
         """Have the store copy an object of the same lake, or copy it through here; other content is AlreadyExists."""
         if isinstance(other, ObjectStore) and other._root == self._root:
             with contextlib.suppress(AlreadyExists), self._explained("write", path):
-                self._objects.copy(other._key(path), self._key(path), overwrite=False)
+                _settled(lambda: self._objects.copy(other._key(path), self._key(path), overwrite=False))
                 return
         with other.open(path) as file, self.writer(path) as sink:
             while block := file.read(_BLOCK):
@@ -209,7 +210,7 @@ class ObjectStore:
                 self._objects.put(
                     temporary, file, use_multipart=True, chunk_size=_BLOCK, max_concurrency=_UPLOADS_AT_ONCE
                 )
-                self._objects.copy(temporary, self._key(path), overwrite=False)
+                _settled(lambda: self._objects.copy(temporary, self._key(path), overwrite=False))
         finally:
             with contextlib.suppress(BaseError, OSError):
                 self._objects.delete(temporary)
@@ -315,6 +316,20 @@ class _ReadOnlyHandler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow
 
     create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _refuse
     move = copy_file = open_output_stream = open_append_stream = _refuse
+
+
+def _settled(request: Callable[[], object]) -> None:
+    """Make a create-only request, again while S3 says that another one for the name is not decided yet."""
+    for wait_s in (0.1, 0.5, 2.0):
+        try:
+            request()
+        except AlreadyExistsError as error:
+            if "ConditionalRequestConflict" not in str(error):
+                raise
+            time.sleep(wait_s)
+        else:
+            return
+    request()
 
 
 def refuse_secret(setting: str, url: str) -> None:

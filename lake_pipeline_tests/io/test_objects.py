@@ -267,6 +267,16 @@ def test_a_passing_fault_is_tried_again(s3: S3, s3_url: str, monkeypatch: pytest
     assert keys(store) == ["f", "g"]
 
 
+def test_a_name_two_requests_are_at_is_tried_again(s3: S3, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, s3.environment("CONFLICT"))
+    store = ObjectStore(s3_url)
+    store.create("f", b"1")
+    with pytest.raises(AlreadyExists):
+        store.create("f", b"2")
+    write(store, "g", bytes(LARGE))
+    assert keys(store) == ["f", "g"]
+
+
 def test_a_store_that_stays_away_is_transient(s3: S3, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, s3.environment("BROKEN"))
     with pytest.raises(StoreUnavailable, match=r"does not answer \(status 503 SlowDown\).*run again") as caught:
