@@ -224,7 +224,8 @@ def _entry(run: Run, path: str, rows: int) -> FileEntry:
 def _refuse_foreign_files(run: Run, manifest: Manifest) -> None:
     """RunError for files nobody accounts for; unfinished writes of dead processes are removed."""
     known = {entry.path for entry in (*manifest.files, *manifest.records)}
-    known |= {layout.RUN_RECORD, layout.PROVENANCE, layout.CHECKSUMS}
+    # A manifest is there by now only where there are no locks; creating ours will tell.
+    known |= {layout.RUN_RECORD, layout.PROVENANCE, layout.CHECKSUMS, layout.MANIFEST}
     foreign = []
     for file in run.store.files():
         if file.temporary:

@@ -26,7 +26,7 @@ from lake_pipeline.io import layout
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.objects import ObjectStore
 from lake_pipeline.io.source import CandleSource, SliceRequest
-from lake_pipeline.io.store import LocalStore, Store
+from lake_pipeline.io.store import LocalStore, Store, StoredFile
 from lake_pipeline.run import Run, list_run_ids, load_run
 from lake_pipeline.seal import SealResult, cover_run, seal_run
 from lake_pipeline.verify import verify_run
@@ -220,6 +220,21 @@ def test_of_two_seals_at_once_one_creates_and_the_other_verifies(unsealed: Run) 
     assert verify_run(store, "plain").faults == []
 
 
+def test_a_seal_that_finds_another_just_made_verifies_it(unsealed: Run) -> None:
+    class Late(ObjectStore):
+        """Looks for foreign files when another has sealed."""
+
+        def files(self, path: str = "") -> list[StoredFile]:
+            store.__class__ = ObjectStore  # type: ignore[assignment]
+            assert seal_run(unsealed).created
+            return super().files(path)
+
+    store = unsealed.store
+    store.__class__ = Late  # type: ignore[assignment]
+    assert not seal_run(unsealed).created
+    assert verify_run(store, "plain").faults == []
+
+
 class Meanwhile:
     """A source that lets something happen once, after it has read its first candles."""
 
@@ -236,6 +251,9 @@ class Meanwhile:
         if action:
             action()
         return block
+
+    def state(self, from_ms: int, to_ms: int) -> str | None:
+        return self.source.state(from_ms, to_ms)
 
     def close(self) -> None:
         self.source.close()
