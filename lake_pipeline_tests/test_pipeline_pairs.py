@@ -24,7 +24,7 @@ from lake_pipeline.export import export_buckets
 from lake_pipeline.io import layout
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.load import load_candles
-from lake_pipeline.io.store import LocalStore, Store
+from lake_pipeline.io.store import LocalStore, Store, open_store
 from lake_pipeline.reader import open_run
 from lake_pipeline.run import load_run
 from lake_pipeline.verify import verify_run
@@ -45,7 +45,7 @@ from lake_pipeline_tests.gateway import Fault, Gateway, Kind
 PROJECT = Path(__file__).parents[1]
 LAKE = Path(sys.executable).with_name("lake")
 
-PAIRS = {"chdb+files": ("chdb", "files"), "http+files": ("http", "files")}
+PAIRS = {"chdb+files": ("chdb", "files"), "http+files": ("http", "files"), "http+s3": ("http", "s3")}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class Pair:
 def pair(request: pytest.FixtureRequest, market: Market, tmp_path: Path) -> Pair:
     source, store = PAIRS[request.param]
     factory: SourceFactory = request.getfixturevalue({"chdb": "source_of", "http": "http_source_of"}[source])
-    lakes: dict[str, Callable[[], Store]] = {"files": lambda: LocalStore(tmp_path / "data")}
+    lakes: dict[str, Callable[[], Store]] = {
+        "files": lambda: LocalStore(tmp_path / "data"),
+        "s3": lambda: open_store(request.getfixturevalue("s3_url")),
+    }
     return Pair(factory(market.table), lakes[store]())
 
 
