@@ -154,6 +154,7 @@ def seal_run(
         try:
             run.store.create(layout.MANIFEST, manifest.to_bytes())
         except AlreadyExists:  # where there are no locks: another process was quicker
+            _write_checksums(run, run.manifest())  # ours may have been written over theirs
             return SealResult(require_verified(run, threads=threads), created=False)
     logger.info("run %s is sealed: content %s", run.run_id, manifest.content_sha256)
     return SealResult(manifest, created=True)

@@ -196,21 +196,35 @@ def test_coverage_of_an_unfinished_run_is_counted_and_not_written(
         open_run("plain", objects.uri)
 
 
-def test_of_two_seals_at_once_one_creates_and_the_other_verifies(unsealed: Run) -> None:
-    barrier = threading.Barrier(2)
+def test_of_two_seals_at_once_one_creates_and_the_other_verifies(unsealed: Run, sealed_lake: LocalStore) -> None:
+    barrier, sealed = threading.Barrier(2), threading.Event()
+    wrote: list[int] = []
     results: list[SealResult] = []
 
     class Together(ObjectStore):
-        """Both are about to seal before either does."""
+        """Both are about to seal before either does; the one that wrote SHA256SUMS last then loses."""
+
+        def replace(self, path: str, data: bytes) -> None:
+            super().replace(path, data)
+            if path == layout.CHECKSUMS:
+                wrote.append(threading.get_ident())
 
         def create(self, path: str, data: bytes) -> None:
             if path == layout.MANIFEST:
                 barrier.wait(60)
+                if threading.get_ident() == wrote[-1]:
+                    assert sealed.wait(60)
             super().create(path, data)
+            sealed.set()
 
     store = unsealed.store
     store.__class__ = Together  # type: ignore[assignment]
-    threads = [threading.Thread(target=lambda: results.append(seal_run(unsealed))) for _ in range(2)]
+    # Their manifests differ, and so do their SHA256SUMS.
+    before = load_run(sealed_lake, "strict")
+    threads = [
+        threading.Thread(target=lambda previous=previous: results.append(seal_run(unsealed, previous=previous)))
+        for previous in (None, before)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
