@@ -204,7 +204,7 @@ def test_of_two_seals_at_once_one_creates_and_the_other_verifies(unsealed: Run, 
     class Together(ObjectStore):
         """Both are about to seal before either does; the one that wrote SHA256SUMS last then loses."""
 
-        def replace(self, path: str, data: bytes) -> None:
+        def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
             super().replace(path, data)
             if path == layout.CHECKSUMS:
                 wrote.append(threading.get_ident())

@@ -130,10 +130,10 @@ class ObjectStore:
         with self._explained("write", path):
             _settled(lambda: self._objects.put(self._key(path), data, mode="create", use_multipart=False))
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Put an object in place of any that is there."""
+    def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
+        """Put an object in place of any that is there; what is put is durable in any case."""
         with self._explained("write", path):
-            self._objects.put(self._key(path), data, use_multipart=False)
+            self._objects.put(self._key(path), data, chunk_size=_BLOCK, max_concurrency=_UPLOADS_AT_ONCE)
 
     def update(self, path: str, change: Callable[[bytes | None], bytes]) -> None:
         """Put what `change` makes of the present content, once more if another process was quicker."""
@@ -150,7 +150,7 @@ class ObjectStore:
                     return
 
     @contextlib.contextmanager
-    def writer(self, path: str) -> Iterator[Sink]:
+    def writer(self, path: str, *, durable: bool = True) -> Iterator[Sink]:
         """A stream into a new object, kept on the local disk until it ends: what fails before leaves no trace."""
         with (
             explained("write to", Path(tempfile.gettempdir())),

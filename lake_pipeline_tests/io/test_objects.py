@@ -154,6 +154,14 @@ def test_an_object_of_the_same_lake_is_copied_by_the_store(store: ObjectStore, s
     assert [hash_file(store, path).sha256 for path in ("b/f", "g")] == [hashlib.sha256(data).hexdigest()] * 2
 
 
+def test_a_large_file_is_put_in_place_of_another(store: ObjectStore) -> None:
+    data = os.urandom(LARGE)
+    for content in (data[::-1], memoryview(data)):
+        store.replace("f", content)
+    assert hash_file(store, "f").sha256 == hashlib.sha256(data).hexdigest()
+    assert keys(store) == ["f"]
+
+
 # --- reading and listing -------------------------------------------------------------------------
 
 
