@@ -375,6 +375,8 @@ class _Exporter:
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[tuple[str, _Chunk]]:
         plan, spec = self.plan, self.run.spec
+        # In this order of mints, sorted candles are bucket by bucket already.
+        indices = sorted(indices, key=plan.buckets.__getitem__)
         result = reconcile(self.source.read(SliceRequest.of(plan, indices)), len(indices))
         alert_rows, alert_mint = plan.alerts_of(indices)
         anchors = plan.anchors[alert_rows]
@@ -390,20 +392,17 @@ class _Exporter:
         names = sorted({plan.buckets[index] for index in indices})
         of_mint = np.array([names.index(plan.buckets[index]) for index in indices])
         mints = pa.array([plan.mints[index] for index in indices], pa.string())
-        candles, bounds = _by_bucket(candles, of_mint, len(names))
-        rejected, rejected_bounds = _by_bucket(result.rejected, of_mint, len(names))
-        # The reasons go through the same stable order as their candles.
-        reasons = result.reasons[np.argsort(of_mint[key_mint(result.rejected.keys)], kind="stable")]
+        bounds = _bucket_bounds(candles, of_mint, len(names))
+        rejected_bounds = _bucket_bounds(result.rejected, of_mint, len(names))
         table = candle_table(candles, mints, spec.interval_s)
         rejected_table = (
-            candle_table(rejected, mints, spec.interval_s)
+            candle_table(result.rejected, mints, spec.interval_s)
             .cast(SLICE_SCHEMA)
             .append_column(
                 REJECTED_CANDLES_SCHEMA.field("reason"),
-                pa.array([REJECT_REASONS[code] for code in reasons.tolist()], pa.string()),
+                pa.array([REJECT_REASONS[code] for code in result.reasons.tolist()], pa.string()),
             )
         )
-        zero_volume = candles.values["volume"] == 0
         for position, bucket in enumerate(names):
             mine = of_mint == position
             own_alerts = mine[alert_mint]
@@ -552,8 +551,7 @@ def _inside_windows(keys: Int64Array, mint: Int64Array, anchors: Int64Array, spe
     return inside
 
 
-def _by_bucket(block: CandleBlock, of_mint: Int64Array, count: int) -> tuple[CandleBlock, list[int]]:
-    """Rows ordered by bucket, then as they were, and where each bucket begins (one more for the end)."""
-    of_row = of_mint[key_mint(block.keys)]
-    ordered = block if count == 1 else block.take(np.argsort(of_row, kind="stable"))
-    return ordered, [0, *np.cumsum(np.bincount(of_row, minlength=count)).tolist()]
+def _bucket_bounds(block: CandleBlock, of_mint: Int64Array, count: int) -> list[int]:
+    """Where each bucket begins in a block that is sorted by bucket, and one more for the end."""
+    sizes = np.bincount(of_mint[key_mint(block.keys)], minlength=count)
+    return [0, *np.cumsum(sizes).tolist()]
