@@ -240,6 +240,8 @@ def export_buckets(
         exporter = _Exporter(run, source, build_plan(alerts, run.spec), alerts)
         before = source_state(source, exporter.plan)
         reusable = find_reusable(reuse_from, run, source, alerts, todo) if reuse_from and before else {}
+        with_mints = set(exporter.plan.buckets).intersection(todo)
+        run.store.make_folders([layout.RECEIPTS, *(layout.bucket_folder(run.spec, bucket) for bucket in with_mints)])
         with ThreadPoolExecutor(threads, thread_name_prefix="lake-export") as pool:
             try:
                 for bucket, outcome in exporter.take_over(reusable, pool):
@@ -264,6 +266,7 @@ def export_buckets(
         reused_from = sorted({reusable[bucket].run.run_id for bucket in reused})
         if reused:
             logger.info("%d buckets are those of %s", len(reused), ", ".join(reused_from))
+        run.store.settle(layout.RECEIPTS)
         # Rows of a source that changed meanwhile are of no one state: nobody may take them for one.
         unchanged = before is not None and source_state(source, exporter.plan) == before
         event = {
@@ -439,7 +442,7 @@ class _Exporter:
                     raise RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
                 try:
                     receipt = write()
-                    self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes())
+                    self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes(), settled=False)
                 except AlreadyExists:
                     # Another process was quicker; its commit counts if it stands up to what is stored.
                     state = self.run.bucket_state(bucket)

@@ -9,13 +9,17 @@ No engine, no Dagster: only files. An unsealed run is refused unless asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from lake_pipeline.core.buckets import compute_mint_bucket
 from lake_pipeline.core.manifest import Manifest
@@ -30,6 +34,8 @@ from lake_pipeline.settings import LakeSettings
 from lake_pipeline.verify import VerifyReport, verify_run
 
 __all__ = ["OpenRun", "open_run"]
+
+_FOREVER: Final = 2**62
 
 
 def open_run(run: str | Path, data_root: str | Path | None = None, *, allow_unsealed: bool = False) -> OpenRun:
@@ -101,7 +107,7 @@ class OpenRun:
 
     def candles(self, mint: str) -> pa.Table:
         """All stored candles of a mint, sorted by ts; no rows if the run has none."""
-        return self._read(mint, pc.field("mint") == mint)
+        return self._read(mint)
 
     def slice(self, alert_id: str) -> pa.Table:
         """The candles in one alert's window, sorted by ts. Raises RunError for an unknown alert_id."""
@@ -114,25 +120,28 @@ class OpenRun:
         window = compute_window_slice(
             alert.column("ts").cast(pa.int64())[0].as_py(), spec.interval_s, spec.pre, spec.post
         )
-        ts = pc.field("ts")
-        inside = (ts >= _instant(window["start_ts"])) & (ts < _instant(window["end_ts"]))
-        return self._read(mint, (pc.field("mint") == mint) & inside)
+        return self._read(mint, window["start_ts"], window["end_ts"])
+
+    @cached_property
+    def _filesystem(self) -> pafs.FileSystem:
+        return self._run.store.filesystem()
+
+    @property
+    def _paths(self) -> list[str]:
+        """The slice files: those of the manifest, or those there are while there is none."""
+        folder = layout.slices_folder(self._run.spec)
+        if self.sealed:
+            return [entry.path for entry in self.manifest.files if entry.path.startswith(f"{folder}/")]
+        return [file.path for file in self._run.store.files(folder) if not file.temporary]
 
     def scan(self) -> Any:
         """All slices as a pyarrow Dataset with `mint_bucket` as a partition column."""
-        if self.sealed:
-            slices = f"{layout.slices_folder(self._run.spec)}/"
-            paths = [entry.path for entry in self.manifest.files if entry.path.startswith(slices)]
-        else:
-            paths = [
-                file.path for file in self._run.store.files(layout.slices_folder(self._run.spec)) if not file.temporary
-            ]
         partitioning = pads.partitioning(pa.schema([("mint_bucket", pa.string())]), flavor="hive")
         return pads.dataset(
-            paths,
+            self._paths,
             schema=SLICE_SCHEMA.append(pa.field("mint_bucket", pa.string())),
             format="parquet",
-            filesystem=self._run.store.filesystem(),
+            filesystem=self._filesystem,
             partitioning=partitioning,
             partition_base_dir=layout.slices_folder(self._run.spec),
         )
@@ -141,17 +150,38 @@ class OpenRun:
         """Check every byte and rule of the sealed run; `faults` of the report is empty if all is well."""
         return verify_run(self._run.store, self.run_id)
 
-    def _read(self, mint: str, condition: Any) -> pa.Table:
-        """Rows of one mint's bucket; row groups that cannot match are not read."""
-        in_bucket = pc.field("mint_bucket") == compute_mint_bucket(mint)
+    def _read(self, mint: str, start_ms: int | None = None, end_ms: int | None = None) -> pa.Table:
+        """Candles of one mint in `[start_ms, end_ms)`; files and row groups that cannot have any are not read."""
+        folder = f"{layout.bucket_folder(self._run.spec, compute_mint_bucket(mint))}/"
+        low, high = (-_FOREVER if start_ms is None else start_ms), (_FOREVER if end_ms is None else end_ms)
+        found = [SLICE_SCHEMA.empty_table()]
         try:
-            return self.scan().to_table(columns=SLICE_SCHEMA.names, filter=in_bucket & condition)
+            for path in self._paths:
+                if path.startswith(folder):
+                    with self._filesystem.open_input_file(path) as file:
+                        found += _candles_of(file, mint, low, high)
         except (OSError, pa.ArrowException) as error:
             raise RunError(
                 f"run {self.run_id!r} cannot be read: {str(error).splitlines()[0]}. `lake verify {self.run_id}` "
                 "names what is damaged"
             ) from error
+        return pa.concat_tables(found).combine_chunks()
 
 
-def _instant(ts_ms: int) -> pa.Scalar:
-    return pa.scalar(ts_ms, pa.timestamp("ms", tz="UTC"))
+def _candles_of(file: Any, mint: str, low_ms: int, high_ms: int) -> Iterator[pa.Table]:
+    """The candles of a mint and time range in a part, which is sorted by (mint, ts): no row is compared twice."""
+    parquet = pq.ParquetFile(file, read_dictionary=["mint"], pre_buffer=True)
+    for number in range(parquet.num_row_groups):
+        statistics = parquet.metadata.row_group(number).column(0).statistics
+        # Parquet may cut long names short in statistics, the lower bound down and the upper one up.
+        if statistics is not None and statistics.has_min_max and not statistics.min <= mint <= statistics.max:
+            continue
+        table = parquet.read_row_group(number)
+        names = table.column("mint").combine_chunks()
+        code = pc.index(names.dictionary, mint).as_py()
+        rows = np.flatnonzero(names.indices.to_numpy() == code)
+        if len(rows) == 0:
+            continue
+        times = table.column("ts").cast(pa.int64()).to_numpy()[rows[0] : rows[-1] + 1]
+        first, end = np.searchsorted(times, (low_ms, high_ms)).tolist()
+        yield table.slice(int(rows[0]) + first, end - first).cast(SLICE_SCHEMA)

@@ -149,6 +149,7 @@ def seal_run(
                 run.record.source["table"],
             )
         _refuse_foreign_files(run, manifest)
+        run.store.settle(layout.RECEIPTS)
         _write_checksums(run, manifest)
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
         try:

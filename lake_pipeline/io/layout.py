@@ -16,6 +16,7 @@ __all__ = [
     "COVERAGE",
     "MANIFEST",
     "PROVENANCE",
+    "RECEIPTS",
     "REJECTED_ALERTS",
     "REJECTED_CANDLES",
     "RESULTS",
@@ -35,6 +36,7 @@ __all__ = [
 RUNS: Final = "lake/runs"
 RUN_RECORD: Final = "run.json"
 ALERTS: Final = "inputs/alerts.parquet"
+RECEIPTS: Final = "receipts"
 REJECTED_ALERTS: Final = "inputs/rejected_alerts.parquet"
 COVERAGE: Final = "outputs/coverage.parquet"
 REJECTED_CANDLES: Final = "outputs/rejected_candles.parquet"
@@ -74,12 +76,12 @@ def part_path(spec: RunSpec, bucket: str, number: int) -> str:
 
 def receipt_path(bucket: str) -> str:
     """The commit record of a bucket."""
-    return f"receipts/mint_bucket={bucket}.json"
+    return f"{RECEIPTS}/mint_bucket={bucket}.json"
 
 
 def rejected_path(bucket: str) -> str:
     """The rejected candles of a bucket, beside its receipt; the coverage step gathers them."""
-    return f"receipts/mint_bucket={bucket}.rejected.parquet"
+    return f"{RECEIPTS}/mint_bucket={bucket}.rejected.parquet"
 
 
 def is_part(path: str) -> bool:

@@ -14,7 +14,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 from urllib.parse import urlsplit
@@ -122,13 +122,19 @@ class ObjectStore:
             prefixes = self._objects.list_with_delimiter(self._key(path) or None)["common_prefixes"]
         return sorted(prefix.rpartition("/")[2] for prefix in prefixes)
 
-    def create(self, path: str, data: bytes) -> None:
-        """Put a new object, create-only.
+    def make_folders(self, paths: Iterable[str]) -> None:
+        """Nothing: keys need no folders."""
+
+    def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
+        """Put a new object, create-only; it is settled in any case.
 
         Where a repeated request meets what the first one made, that is AlreadyExists too: look what is there.
         """
         with self._explained("write", path):
             _settled(lambda: self._objects.put(self._key(path), data, mode="create", use_multipart=False))
+
+    def settle(self, folder: str) -> None:
+        """Nothing: what is put is durable."""
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Put an object in place of any that is there; what is put is durable in any case."""

@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -105,8 +105,17 @@ class Store(Protocol):
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below a folder, sorted."""
 
-    def create(self, path: str, data: bytes) -> None:
-        """Write a new file; AlreadyExists if there is one, which then stays as it is."""
+    def make_folders(self, paths: Iterable[str]) -> None:
+        """Make the folders of files to come. It is done for each file anyway; for many at once it is cheaper."""
+
+    def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
+        """Write a new file; AlreadyExists if there is one, which then stays as it is.
+
+        Not `settled`, a crash of the machine may take the file away, whole, until `settle` was called.
+        """
+
+    def settle(self, folder: str) -> None:
+        """Let no crash take away a file that is complete in this folder."""
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there. Never for anything sealed."""
@@ -216,11 +225,30 @@ class LocalStore:
             except FileNotFoundError:
                 return []
 
-    def create(self, path: str, data: bytes) -> None:
+    def make_folders(self, paths: Iterable[str]) -> None:
+        """Make folders, and sync each parent once."""
+        folders = [self._path(path) for path in paths]
+        parents = {folder.parent for folder in folders if not folder.is_dir()}
+        for parent in parents:
+            with explained("write", parent):
+                _make_folder(parent)
+        for folder in folders:
+            with explained("write", folder):
+                folder.mkdir(exist_ok=True)
+        for parent in parents:
+            with explained("write", parent):
+                _sync_folder(parent)
+
+    def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Write a new file, create-only."""
         with self._temporary(path) as (file, temporary):
             file.write(data)
-            self._publish(file, temporary, path)
+            self._publish(file, temporary, path, settled=settled)
+
+    def settle(self, folder: str) -> None:
+        """Sync the folder: its files are synced when they get their names."""
+        with explained("write", self._path(folder)):
+            _sync_folder(self._path(folder))
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there."""
@@ -307,7 +335,9 @@ class LocalStore:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
-    def _publish(self, file: BinaryIO, temporary: Path, path: str, *, durable: bool = True) -> None:
+    def _publish(
+        self, file: BinaryIO, temporary: Path, path: str, *, durable: bool = True, settled: bool = True
+    ) -> None:
         file.flush()
         if durable:
             _sync(file)
@@ -315,7 +345,7 @@ class LocalStore:
             os.link(temporary, self._path(path))
         except FileExistsError:
             raise AlreadyExists(f"{self._path(path)} exists already and is not replaced") from None
-        if durable:
+        if durable and settled:
             _sync_folder(temporary.parent)
 
 
