@@ -55,7 +55,7 @@ def _summary(result: ExportResult) -> dict[str, Any]:
 
 def _print_export(result: ExportResult, format_: str) -> None:
     document = {
-        "manifest": result.manifest.model_dump(mode="json"),
+        "manifest": result.manifest.document(),
         "manifest_path": result.manifest_path,
         "coverage_path": result.coverage_path,
         "total_rows": result.total_rows,

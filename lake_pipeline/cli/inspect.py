@@ -107,7 +107,7 @@ def show(run_id: str, data_root: str | None, format_: str) -> None:
             "bytes": manifest.total_bytes,
             "content_sha256": manifest.content_sha256,
         }
-        print_mapping(values, format_, document=manifest.model_dump(mode="json"))
+        print_mapping(values, format_, document=manifest.document())
         return
     bad = [state for state in run.bucket_states() if not state.receipt]
     values["state"] = "not sealed"

@@ -244,12 +244,13 @@ class Manifest(_Model):
     content_sha256: Sha256
     previous: Previous | None = None
 
+    def document(self) -> dict[str, Any]:
+        """What manifest.json says, as JSON values."""
+        return self.model_dump(mode="json", exclude={"previous"} if self.previous is None else None)
+
     def to_bytes(self) -> bytes:
         """Canonical JSON; what is stored and hashed."""
-        values = self.model_dump(mode="json")
-        if self.previous is None:
-            del values["previous"]
-        return canonical_json(values)
+        return canonical_json(self.document())
 
     def as_previous(self) -> Previous:
         """This run as the one before another."""

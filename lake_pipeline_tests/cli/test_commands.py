@@ -316,6 +316,7 @@ def test_every_command_explains_itself():
         "show",
         "verify",
         "diff",
+        "reproduce",
     }
     for name in names:
         result = runner.invoke(lake, [name, "--help"])
