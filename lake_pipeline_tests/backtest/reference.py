@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 MULTIPLES = (("2x", 2), ("3x", 3), ("4x", 4), ("5x", 5), ("10x", 10))
+STATUSES = ("ok", "missing", "bad_entry", "late_entry")
+REASONS = ("tp", "sl", "trail", "breakeven", "tier", "time", "horizon")
 
 
 class Candle(NamedTuple):
@@ -59,6 +62,7 @@ class Rules:
     breakeven_trigger: float | None = None
     breakeven_offset: float = 0.0
     tiers: Sequence[tuple[float, float]] = ()
+    risk: float = 0.02
 
 
 def finite(value: float | None) -> float | None:
@@ -105,7 +109,7 @@ def baseline(alert: Alert, candles: Sequence[Candle], setting: Setting) -> Row:
         "alert_ts_utc": alert.ts,
         "entry_ts_utc": start,
         "interval_seconds": setting.interval // 1000,
-        "horizon_hours": (end - start) / 3_600_000,
+        "horizon_hours": setting.horizon / 3_600_000,
         "status": status,
         "candles": len(path),
         "entry_lag_s": (path[0].ts - start) // 1000 if path else None,
@@ -143,9 +147,9 @@ def metrics(path: Sequence[Candle], start: int, interval: int | None) -> Row:
     row["ath_mult"] = finite(peak / entry)
     row["time_to_ath_s"] = seconds(peak_at)
     for name, multiple in (("1_2x", 1.2), ("1_5x", 1.5), *MULTIPLES):
-        row[f"time_to_{name}_s"] = seconds(first(lambda candle, m=multiple: candle.high >= m * entry))  # type: ignore[misc]
+        row[f"time_to_{name}_s"] = seconds(first(lambda candle, m=multiple: candle.high >= m * entry))
     for name, multiple in MULTIPLES:
-        hit = first(lambda candle, m=multiple: candle.high >= m * entry)  # type: ignore[misc]
+        hit = first(lambda candle, m=multiple: candle.high >= m * entry)
         row[f"dd_after_{name}"] = None if hit is None else fall(path[hit + 1 :], multiple * entry)
     hit = first(lambda candle: candle.high >= 2 * entry)
     row["dd_pre2x"] = None if hit is None else fall(path[: hit + 1], entry)
@@ -167,68 +171,62 @@ def metrics(path: Sequence[Candle], start: int, interval: int | None) -> Row:
     return row
 
 
-def price_action(alert: Alert, candles: Sequence[Candle], setting: Setting) -> list[Candle]:
-    return path_of(alert, candles, setting)
-
-
 def trade_return(price: float, entry: float, rules: Rules) -> float:
     paid = entry * (1 + rules.slippage_bps / 1e4)
     return price * (1 - (rules.fee_bps + rules.slippage_bps) / 1e4) / paid - 1
 
 
-def active_stops(entry: float, earlier: Sequence[Candle], rules: Rules) -> list[tuple[float, str]]:
-    """The stops in force during a candle, by what candles before it reached; the nearest reason first where levels tie."""
-    stops: list[tuple[float, str]] = []
-    peak = max((candle.high for candle in earlier), default=None)
+def stops_during(entry: float, earlier: Sequence[Candle], rules: Rules) -> list[tuple[float, str]]:
+    """The stops in force during a candle, by the candles before it; equal levels are named by the first of these."""
+    peak = max((candle.high for candle in earlier), default=0.0)
+    stops = []
     if rules.sl is not None:
         stops.append((entry * rules.sl, "sl"))
-    if peak is not None and rules.trail_distance is not None and peak >= entry * (1 + rules.trail_activation):
+    if earlier and rules.trail_distance is not None and peak >= entry * (1 + rules.trail_activation):
         stops.append((peak * (1 - rules.trail_distance), "trail"))
-    if peak is not None and rules.breakeven_trigger is not None and peak >= entry * (1 + rules.breakeven_trigger):
+    if earlier and rules.breakeven_trigger is not None and peak >= entry * (1 + rules.breakeven_trigger):
         stops.append((entry * (1 + rules.breakeven_offset), "breakeven"))
     for reached, level in rules.tiers:
-        if peak is not None and peak >= entry * reached:
+        if earlier and peak >= entry * reached:
             stops.append((entry * level, "tier"))
     return stops
 
 
-def trade(path: Sequence[Candle], start: int, rules: Rules) -> Row:
-    """The trade of an ok path."""
+def effective_stop(entry: float, earlier: Sequence[Candle], rules: Rules) -> tuple[float, str]:
+    """The highest stop in force and its name; one at 0, which no price touches, if there is none."""
+    stops = stops_during(entry, earlier, rules)
+    highest = max((level for level, _ in stops), default=0.0)
+    return highest, next((name for level, name in stops if level == highest), "")
+
+
+def exit_of(path: Sequence[Candle], start: int, rules: Rules) -> Row:
+    """How an ok path's position is closed."""
     entry = path[0].open
+    target = math.inf if rules.tp is None else entry * rules.tp
     for number, candle in enumerate(path):
-        if rules.time_stop is not None and candle.ts - start >= rules.time_stop:
-            return closed(path[:number], candle, candle.open, "time", start, rules, at_open=True)
-        target = None if rules.tp is None else entry * rules.tp
-        stops = active_stops(entry, path[:number], rules)
-        highest = max((level for level, _ in stops), default=None)
-        taken = target is not None and candle.high >= target
-        stopped = highest is not None and candle.low <= highest
-        if not taken and not stopped:
-            continue
-        reason = next((reason for level, reason in stops if level == highest), "")
-        stop_price = highest
-        if highest is not None and not rules.level_fill and candle.open < highest:
-            stop_price = candle.open
+        if rules.time_stop is not None and candle.ts >= start + rules.time_stop:
+            seen = [*path[:number], Candle(candle.ts, *[candle.open] * 4, 0.0)]
+            return exit_row(seen, start, rules, "time", candle.open)
+        stop, name = effective_stop(entry, path[:number], rules)
+        stop_fill = stop if rules.level_fill else min(stop, candle.open)
+        taken, stopped = candle.high >= target, candle.low <= stop
+        seen = list(path[: number + 1])
         if taken and stopped:
-            assert target is not None and stop_price is not None
-            price, name = (target, "tp") if rules.tp_first else (stop_price, reason)
-            row = closed(path[:number], candle, price, name, start, rules)
-            returns = (trade_return(target, entry, rules), trade_return(stop_price, entry, rules))
-            return row | {"ambiguous": True, "ret_best": max(returns), "ret_worst": min(returns)}
-        price, name = (target, "tp") if taken else (stop_price, reason)  # type: ignore[assignment]
-        return closed(path[:number], candle, price, name, start, rules)
-    return closed(path[:-1], path[-1], path[-1].close, "horizon", start, rules)
+            row = exit_row(seen, start, rules, *(("tp", target) if rules.tp_first else (name, stop_fill)))
+            both = trade_return(target, entry, rules), trade_return(stop_fill, entry, rules)
+            return row | {"ambiguous": True, "ret_worst": finite(min(both)), "ret_best": finite(max(both))}
+        if taken:
+            return exit_row(seen, start, rules, "tp", target)
+        if stopped:
+            return exit_row(seen, start, rules, name, stop_fill)
+    return exit_row(path, start, rules, "horizon", path[-1].close)
 
 
-def closed(
-    before: Sequence[Candle], last: Candle, price: float, reason: str, start: int, rules: Rules, at_open: bool = False
-) -> Row:
-    entry = before[0].open if before else last.open
+def exit_row(seen: Sequence[Candle], start: int, rules: Rules, reason: str, price: float) -> Row:
+    """The columns of a position that saw these candles and was closed in the last of them."""
+    entry, last = seen[0].open, seen[-1]
     ret = trade_return(price, entry, rules)
-    lows = [candle.low for candle in before] + [last.open if at_open else last.low]
-    highs = [candle.high for candle in before] + [last.open if at_open else last.high]
     return {
-        "entry_ts_utc": start,
         "entry_price": entry,
         "exit_ts_utc": last.ts,
         "exit_price": price,
@@ -238,9 +236,55 @@ def closed(
         "ambiguous": False,
         "ret_worst": finite(ret),
         "ret_best": finite(ret),
-        "mae": finite(min(lows) / entry - 1),
-        "mfe": finite(max(highs) / entry - 1),
+        "mae": finite(min(candle.low for candle in seen) / entry - 1),
+        "mfe": finite(max(candle.high for candle in seen) / entry - 1),
+        "r_multiple": None if rules.sl is None else finite(ret / (1 - rules.sl)),
+        "max_ts_read": last.ts,
     }
+
+
+def trades(calls: Sequence[tuple[Alert, Sequence[Candle]]], rules: Rules, setting: Setting) -> list[Row]:
+    """One row an alert, in the order given; each comes with the candles of its mint."""
+    rows: list[Row] = []
+    for alert, candles in calls:
+        path = path_of(alert, candles, setting)
+        row: Row = {"alert_id": alert.alert_id, "mint": alert.mint, "caller": alert.caller, "alert_ts_utc": alert.ts}
+        row |= {"entry_ts_utc": entry_ts(alert, setting), "status": status_of(alert, path, setting), "equity": None}
+        if row["status"] == "ok":
+            row |= exit_of(path, row["entry_ts_utc"], rules)
+        else:
+            one = Candle(0, 1.0, 1.0, 1.0, 1.0, 1.0)
+            row |= dict.fromkeys(exit_row([one], 0, rules, "", 1.0))
+        rows.append(row)
+    closed = by_exit(rows)
+    for row, equity in zip(closed, equity_curve([row["r_multiple"] for row in closed], rules), strict=True):
+        row["equity"] = equity
+    return rows
+
+
+def by_exit(rows: Sequence[Row]) -> list[Row]:
+    return sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["exit_ts_utc"])
+
+
+def equity_curve(r_multiples: Sequence[float | None], rules: Rules) -> list[float | None]:
+    """Equity after each trade from 1, none without R; a trade that would cost more than all there is ends at 0."""
+    equity = 1.0
+    curve: list[float | None] = []
+    for r_multiple in r_multiples:
+        if r_multiple is None:
+            curve.append(None)
+        else:
+            equity = equity * max(1 + rules.risk * r_multiple, 0.0)
+            curve.append(finite(equity))
+    return curve
+
+
+def exact_sum(values: Sequence[float]) -> float:
+    return float(sum((Fraction(value) for value in values), Fraction(0)))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return exact_sum(values) / len(values) if values else None
 
 
 def quantile(values: Sequence[float], q: float) -> float | None:
@@ -254,8 +298,54 @@ def quantile(values: Sequence[float], q: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def score(n: int, hit2x: float, median: float, p75: float, p95: float, t2x_s: float | None, dd: float | None) -> float:
-    """The caller's score; `dd` is the median dd_pre2x and null where 2x was never hit."""
+def figures(rows: Sequence[Row], rules: Rules) -> Row:
+    """The summary of some rows of trades."""
+    done = by_exit(rows)
+    return {
+        "alerts": len(rows),
+        "n": len(done),
+        "statuses": {name: sum(row["status"] == name for row in rows) for name in STATUSES},
+        "exit_reasons": {name: sum(row["tp_sl_exit_reason"] == name for row in done) for name in REASONS},
+        "ambiguous_share": sum(row["ambiguous"] for row in done) / len(done) if done else None,
+        "case": case([row["tp_sl_ret"] for row in done], rules),
+        "best_case": case([row["ret_best"] for row in done], rules),
+        "worst_case": case([row["ret_worst"] for row in done], rules),
+    }
+
+
+def case(column: Sequence[float | None], rules: Rules) -> Row:
+    """Figures of returns in the order of exits; one that no double holds is left out."""
+    returns = [ret for ret in column if ret is not None]
+    gains, losses = [ret for ret in returns if ret > 0], [-ret for ret in returns if ret < 0]
+    r_multiples = [] if rules.sl is None else [ret / (1 - rules.sl) for ret in returns]
+    equities = equity_curve(r_multiples, rules)
+    streaks = "".join("L" if ret < 0 else " " for ret in returns).split()
+    falls = [0.0]
+    for number, equity in enumerate(equities):
+        falls.append(equity / max(1.0, *equities[: number + 1]) - 1)
+    return {
+        "win_rate": len(gains) / len(returns) if returns else None,
+        "mean_ret": mean(returns),
+        "median_ret": quantile(returns, 0.5),
+        "profit_factor": exact_sum(gains) / exact_sum(losses) if losses else None,
+        "mean_r": mean(r_multiples),
+        "median_r": quantile(r_multiples, 0.5),
+        "max_losing_streak": max(map(len, streaks), default=0),
+        "final_equity": equities[-1] if equities else None,
+        "max_drawdown": min(falls) if equities else None,
+    }
+
+
+def summary(rows: Sequence[Row], rules: Rules) -> Row:
+    """The summary of a table of trades."""
+    names = sorted({row["caller"] for row in rows if row["caller"] and row["caller"].strip()})
+    callers = {name: figures([row for row in rows if row["caller"] == name], rules) for name in names}
+    return {"all": figures(rows, rules), "callers": callers}
+
+
+def score(n: int, hit2x: float, ath: tuple[float, float, float], t2x_s: float | None, dd: float | None) -> float:
+    """A caller's score by median, p75 and p95 of `ath_mult`; time and drawdown are null where 2x was never hit."""
+    median, p75, p95 = ath
     conf = math.sqrt(n / (n + 50))
     base = max(median - 1, 0) * hit2x
     tail = 0.15 * max(p75 - median, 0) + 0.10 * max(p95 - p75, 0)
@@ -265,7 +355,7 @@ def score(n: int, hit2x: float, median: float, p75: float, p95: float, t2x_s: fl
     return conf * (base + tail) * (1 + 0.8 * fast) + conf * (discipline - penalty)
 
 
-def callers(rows: Sequence[Row], min_trades: int = 10) -> list[Row]:
+def caller_stats(rows: Sequence[Row], min_trades: int = 10) -> list[Row]:
     """The caller table of baseline rows, best first."""
     found: list[Row] = []
     for name in sorted({row["caller"] for row in rows if row["caller"] and row["caller"].strip()}):
@@ -273,52 +363,19 @@ def callers(rows: Sequence[Row], min_trades: int = 10) -> list[Row]:
         ok = [row for row in every if row["status"] == "ok"]
         if len(ok) < min_trades:
             continue
-
-        def values(column: str, ok: Sequence[Row] = ok) -> list[float]:
-            return [row[column] for row in ok if row[column] is not None]
-
+        values = {column: [row[column] for row in ok if row[column] is not None] for column in rows[0]}
         stats: Row = {"caller": name, "n": len(ok)}
         stats["n_censored"] = sum(row["censoring"] == "lower_bound" for row in ok)
         stats["n_excluded"] = len(every) - len(ok)
+        stats |= {f"n_{status}": sum(row["status"] == status for row in every) for status in STATUSES[1:]}
         for column, q in (("median", 0.5), ("p25", 0.25), ("p75", 0.75), ("p95", 0.95)):
-            stats[f"{column}_ath_mult"] = quantile(values("ath_mult"), q)
+            stats[f"{column}_ath_mult"] = quantile(values["ath_mult"], q)
         for multiple, _ in MULTIPLES:
-            stats[f"hit_rate_{multiple}"] = len(values(f"time_to_{multiple}_s")) / len(ok)
+            stats[f"hit_{multiple}"] = len(values[f"time_to_{multiple}_s"]) / len(ok)
         for column in ("time_to_2x_s", "dd_initial", "dd_overall", "dd_pre2x", "ret_end_pct"):
-            stats[f"median_{column}"] = quantile(values(column), 0.5)
-        stats["score"] = score(
-            len(ok),
-            stats["hit_rate_2x"],
-            stats["median_ath_mult"],
-            stats["p75_ath_mult"],
-            stats["p95_ath_mult"],
-            stats["median_time_to_2x_s"],
-            stats["median_dd_pre2x"],
-        )
+            stats[f"median_{column}"] = quantile(values[column], 0.5)
+        ath = stats["median_ath_mult"], stats["p75_ath_mult"], stats["p95_ath_mult"]
+        stats["score"] = score(len(ok), stats["hit_2x"], ath, stats["median_time_to_2x_s"], stats["median_dd_pre2x"])
         found.append(stats)
     found.sort(key=lambda stats: (-stats["score"], stats["caller"]))
     return [stats | {"rank": rank} for rank, stats in enumerate(found, 1)]
-
-
-def summary(trades: Sequence[Row], sl: float | None, risk: float = 0.02) -> Row:
-    """The summary of trades in the order they were made."""
-    returns = [row["tp_sl_ret"] for row in trades]
-    gains, losses = [ret for ret in returns if ret > 0], [ret for ret in returns if ret < 0]
-    streak = longest = 0
-    equity, curve = 1.0, []
-    for ret in returns:
-        streak = streak + 1 if ret < 0 else 0
-        longest = max(longest, streak)
-        equity *= 1 + risk * (ret if sl is None else ret / (1 - sl))
-        curve.append(equity)
-    return {
-        "n": len(returns),
-        "win_rate": len(gains) / len(returns) if returns else None,
-        "mean_ret": sum(returns) / len(returns) if returns else None,
-        "median_ret": quantile(returns, 0.5),
-        "profit_factor": sum(gains) / -sum(losses) if losses else None,
-        "mean_r": None if sl is None or not returns else sum(ret / (1 - sl) for ret in returns) / len(returns),
-        "max_losing_streak": longest,
-        "equity": curve,
-        "ambiguous_share": sum(row["ambiguous"] for row in trades) / len(trades) if trades else None,
-    }
