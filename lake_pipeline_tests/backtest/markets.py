@@ -103,31 +103,41 @@ def strategy_of(rules: Rules) -> StrategyConfig:
     )
 
 
-@st.composite
-def candles(draw: st.DrawFn, setting: Setting) -> list[Candle]:
-    """The candles of a mint: none, one, or a walk of some kind, on a grid so that ties and levels are hit exactly."""
-    length = draw(st.one_of(st.integers(0, 6), st.sampled_from([63, 64, 65, 128, 129, 200])))
-    gap, spike, jump, wick, volume = (draw(st.sampled_from(each)) for each in (
-        (0.0, 0.1, 0.6), (0.0, 0.02, 0.2), (0.0, 0.1), (0, 1, 8, 40), (0.0, 0.5, 1.0)
-    ))  # fmt: skip
-    step = draw(st.sampled_from([0.0, 0.0, 0.01, 0.05, 0.2, 0.8]))
-    drift = draw(st.sampled_from([-0.02, 0.0, 0.02]))
-    # Powers of two keep the grid; others make every product round.
-    scale = draw(st.sampled_from([1.0, 1.0, 2.0**-1020, 2.0**900, 1e-9 / 3, 7e15 / 3, 5e-324]))
-    rng = random.Random(draw(st.integers(0, 2**32)))
-    start = T0_MS + draw(st.integers(-5, 20)) * setting.interval
+# Powers of two keep every product exact, so that levels and ties are hit; the others round. The last are denormal.
+SCALES = (1.0, 1.0, 1.0, 2.0**-1000, 2.0**900, 1e-9 / 3, 7e15 / 3, 5e-324)
+
+
+def walk(rng: random.Random, start: int, interval: int) -> list[Candle]:
+    """Candles of some length and temper: flat, calm or wild, with or without gaps, spikes, wicks and volume."""
+    length = rng.choice([2, 20, 63, 64, 65, 100, 128, 129, 140])  # the engine looks at 64 at a time
+    gap, spike, jump = rng.choice([0.0, 0.1, 0.5]), rng.choice([0.0, 0.02, 0.1]), rng.choice([0.0, 0.1])
+    step, drift = rng.choice([0.0, 0.01, 0.05, 0.2]), rng.choice([-0.02, 0.0, 0.01, 0.03])
+    wick, traded, scale = rng.choice([0, 1, 8, 40]), rng.choice([0.0, 0.5, 1.0]), rng.choice(SCALES)
     price, ts, found = 64, start, []
     for _ in range(length):
         open_ = max(1, price + (rng.randrange(-24, 25) if rng.random() < jump else 0))
-        close = min(max(1, round(open_ * math.exp(rng.gauss(drift, step)))), 2**40)
+        close = max(1, round(open_ * math.exp(rng.gauss(drift, step))))
         high = max(open_, close) + (rng.randrange(wick + 1) if rng.random() < 0.5 else 0)
         low = max(1, min(open_, close) - (rng.randrange(wick + 1) if rng.random() < 0.5 else 0))
         if rng.random() < spike:
-            high, low = rng.choice([(high * rng.choice([2, 3, 20]), low), (high, max(1, low // rng.choice([2, 5])))])
-        traded = rng.choice([1.0, 3.5]) if rng.random() < volume else 0.0
-        found.append(Candle(ts, *(price * scale / 64 if scale > 1e-300 else price * scale
-                                  for price in (open_, high, low, close)), traded))  # fmt: skip
-        price, ts = close, ts + setting.interval * (1 + (rng.randrange(1, 20) if rng.random() < gap else 0))
+            high, low = rng.choice([(high * 2, low), (high * 20, low), (high, max(1, low // 3))])
+        volume = rng.choice([1.0, 3.5]) if rng.random() < traded else 0.0
+        found.append(Candle(ts, open_ * scale, high * scale, low * scale, close * scale, volume))
+        price = min(close, 2**20)
+        ts += interval * (1 + (rng.randrange(1, 12) if rng.random() < gap else 0))
+    return found
+
+
+@st.composite
+def handful(draw: st.DrawFn, start: int, interval: int) -> list[Candle]:
+    """Up to six candles between an eighth and twelve times a usual price; what fails shrinks to a hand's example."""
+    ts, found = start, []
+    for _ in range(draw(st.integers(0, 6))):
+        low, open_, close, high = sorted(draw(st.tuples(*[st.integers(1, 96)] * 4)))
+        if draw(st.booleans()):
+            open_, close = close, open_
+        found.append(Candle(ts, open_ / 8, high / 8, low / 8, close / 8, float(draw(st.integers(0, 1)))))
+        ts += interval * draw(st.integers(1, 3))
     return found
 
 
@@ -135,23 +145,30 @@ def candles(draw: st.DrawFn, setting: Setting) -> list[Candle]:
 def markets(draw: st.DrawFn) -> Market:
     """A few mints, each called up to three times at and off the candles' boundaries, by two callers and by nobody."""
     setting = Setting(
-        interval=draw(st.sampled_from([15_000, 60_000, 300_000])),
-        window_post=draw(st.sampled_from([0, 3, 20, 150, 100_000])),
-        horizon=draw(st.sampled_from([1, 1, 48])) * HOUR_MS,
-        max_entry_lag=draw(st.sampled_from([0, 2, 15])),
+        interval=draw(st.sampled_from([60_000, 15_000, 300_000])),
+        window_post=draw(st.sampled_from([100_000, 130, 100_000, 130, 20, 3, 0])),
+        horizon=draw(st.sampled_from([48, 1])) * HOUR_MS,
+        max_entry_lag=draw(st.sampled_from([15, 2, 0])),
     )
+    rng = random.Random(draw(st.integers(0, 2**32)))
+
+    def moment(candle: int, late: int) -> int:
+        return T0_MS + candle * setting.interval + (0, 1, setting.interval - 1)[late]
+
+    mints = [walk(rng, moment(rng.randrange(-3, 4), 0), setting.interval) for _ in range(4)]
+    times = [[moment(rng.randrange(-3, 6), rng.randrange(3)) for _ in range(rng.randrange(1, 3))] for _ in mints]
+    some_moment = st.builds(moment, st.integers(-3, 6), st.integers(0, 2))
+    for _ in range(draw(st.integers(1, 3))):
+        mints.append(draw(handful(moment(draw(st.integers(-2, 3)), 0), setting.interval)))
+        times.append(draw(st.lists(some_moment, min_size=1, max_size=3)))
     calls: list[tuple[Alert, list[Candle]]] = []
-    for number in range(draw(st.integers(1, 4))):
-        own = draw(candles(setting))
-        offsets = draw(st.lists(st.integers(-3 * setting.interval, 25 * setting.interval), min_size=1, max_size=3))
-        offsets[0] -= draw(st.booleans()) * (offsets[0] % setting.interval)
-        for call, offset in enumerate(offsets):
-            caller = draw(st.sampled_from(["ann", "bob", "ann", " ", None]))
-            calls.append((Alert(f"{number}-{call}", f"mint-{number}", caller, T0_MS + offset), own))
+    for number, (own, moments) in enumerate(zip(mints, times, strict=True)):
+        for call, ts in enumerate(moments):
+            caller = rng.choice(["ann", "bob", "ann", "bob", " ", None])
+            calls.append((Alert(f"{number}-{call}", f"mint-{number}", caller, ts), own))
         path = path_of(calls[-1][0], own, setting)
-        if len(offsets) == 1 and path and draw(st.integers(0, 5)) == 0:
-            bad = draw(st.sampled_from([0.0, -1.0, math.nan, math.inf]))
-            own[own.index(path[0])] = path[0]._replace(open=bad)
+        if call == 0 and path and rng.random() < 0.1:
+            own[own.index(path[0])] = path[0]._replace(open=rng.choice([0.0, -1.0, math.nan, math.inf]))
     return Market(setting, calls)
 
 
@@ -166,27 +183,36 @@ def tiers(draw: st.DrawFn) -> tuple[tuple[float, float], ...]:
     found: list[tuple[float, float]] = []
     for multiple in reached:
         least = max([0.1, *(stop for _, stop in found)])
-        found.append((multiple, draw(some([stop for stop in (0.5, 0.9, 1.0, 1.05, *MULTIPLES) if least <= stop < multiple]))))
+        found.append(
+            (multiple, draw(some([stop for stop in (0.5, 0.9, 1.0, 1.05, *MULTIPLES) if least <= stop < multiple])))
+        )
     return tuple(found)
 
 
-LEVELS: dict[str, st.SearchStrategy[Any]] = {
-    "tp": some((None, *MULTIPLES)),
-    "sl": some((None, 0.25, 0.5, 0.7, 0.875, 0.99)),
-    "fee_bps": some((0, 30, 100)),
-    "slippage_bps": some((0, 50)),
+COSTS: dict[str, st.SearchStrategy[Any]] = {
+    "fee_bps": some((30, 0, 100)),
+    "slippage_bps": some((50, 0)),
     "risk": some((0.02, 0.5, 1.0)),
 }
+NEAR = COSTS | {"tp": some(MULTIPLES), "sl": some((0.25, 0.5, 0.7, 0.875, 0.99))}
+FAR = COSTS | {"tp": some((None, 1.7, 3.0, 10.0)), "sl": some((None, 0.25, 0.5))}
+TIME = {"time_stop": some((1000, 90_000, 10 * 60_000, HOUR_MS, 47 * HOUR_MS))}
+TRAIL = {"trail_distance": some(FRACTIONS), "trail_activation": some((0.0, *FRACTIONS, 2.0))}
+BREAKEVEN = {"breakeven_trigger": some((0.125, 0.3, 1.0)), "breakeven_offset": some((-0.25, 0.0, 0.1))}
+TIERS = {"tiers": tiers()}
 FAMILIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "defaults": {},
-    "tp_sl": LEVELS,
-    "time": LEVELS | {"time_stop": some((1000, 90_000, 15 * 60_000, HOUR_MS, 47 * HOUR_MS))},
-    "trail": LEVELS | {"trail_distance": some(FRACTIONS), "trail_activation": some((0.0, *FRACTIONS, 2.0))},
-    "breakeven": LEVELS | {"breakeven_trigger": some((0.125, 0.3, 1.0)), "breakeven_offset": some((-0.25, 0.0, 0.1))},
-    "tiers": LEVELS | {"tiers": tiers()},
+    "tp_sl": NEAR,
+    "tp_or_sl": FAR,
+    "time": FAR | TIME,
+    "trail": FAR | TRAIL,
+    "breakeven": FAR | BREAKEVEN,
+    "tiers": FAR | TIERS,
+    "moving": NEAR | TRAIL | BREAKEVEN | TIERS,
+    "all": FAR | TIME | TRAIL | BREAKEVEN | TIERS,
 }
-FAMILIES["all"] = {name: each for family in FAMILIES.values() for name, each in family.items()}
 
 
 def rules(family: str) -> st.SearchStrategy[Rules]:
+    """Rules of one family of exits, or of several at once."""
     return st.builds(Rules, **FAMILIES[family])

@@ -123,10 +123,10 @@ def metrics(path: Sequence[Candle], start: int, interval: int | None) -> Row:
     """The numbers of one path; all null without an interval, which is how a path that is not ok arrives."""
     row: Row = {"entry_price": None, "ath_mult": None, "time_to_ath_s": None}
     row |= {f"time_to_{name}_s": None for name in ("1_2x", "1_5x", "2x", "3x", "4x", "5x", "10x")}
-    row |= {name: None for name in ("dd_initial", "dd_initial_worst", "dd_overall", "dd_pre2x", "dd_after_ath")}
+    row |= dict.fromkeys(("dd_initial", "dd_initial_worst", "dd_overall", "dd_pre2x", "dd_after_ath"))
     row |= {f"dd_after_{name}": None for name, _ in MULTIPLES}
-    row |= {name: None for name in ("peak_pnl_pct", "ret_end_pct", "zero_volume_candles", "gap_candles")}
-    row |= {name: None for name in ("ath_volume_backed", "time_underwater_pct")}
+    row |= dict.fromkeys(("peak_pnl_pct", "ret_end_pct", "zero_volume_candles", "gap_candles"))
+    row |= dict.fromkeys(("ath_volume_backed", "time_underwater_pct"))
     if interval is None:
         return row
     entry = path[0].open
