@@ -112,7 +112,7 @@ def walk(rng: random.Random, start: int, interval: int) -> list[Candle]:
     length = rng.choice([2, 20, 63, 64, 65, 100, 128, 129, 140])  # the engine looks at 64 at a time
     gap, spike, jump = rng.choice([0.0, 0.1, 0.5]), rng.choice([0.0, 0.02, 0.1]), rng.choice([0.0, 0.1])
     step, drift = rng.choice([0.0, 0.01, 0.05, 0.2]), rng.choice([-0.02, 0.0, 0.01, 0.03])
-    wick, traded, scale = rng.choice([0, 1, 8, 40]), rng.choice([0.0, 0.5, 1.0]), rng.choice(SCALES)
+    wick, traded, scale = rng.choice([0, 1, 8, 40]), rng.choice([0.0, 0.02, 0.5, 1.0]), rng.choice(SCALES)
     price, ts, found = 64, start, []
     for _ in range(length):
         open_ = max(1, price + (rng.randrange(-24, 25) if rng.random() < jump else 0))

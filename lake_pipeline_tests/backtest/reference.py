@@ -267,15 +267,13 @@ def by_exit(rows: Sequence[Row]) -> list[Row]:
 
 
 def equity_curve(r_multiples: Sequence[float | None], rules: Rules) -> list[float | None]:
-    """Equity after each trade from 1, none without R; a trade that would cost more than all there is ends at 0."""
+    """Equity after each trade from 1, null without R; a trade that would cost more than all there is ends at 0."""
     equity = 1.0
     curve: list[float | None] = []
     for r_multiple in r_multiples:
-        if r_multiple is None:
-            curve.append(None)
-        else:
+        if r_multiple is not None:
             equity = equity * max(1 + rules.risk * r_multiple, 0.0)
-            curve.append(finite(equity))
+        curve.append(None if r_multiple is None else finite(equity))
     return curve
 
 
@@ -321,8 +319,8 @@ def case(column: Sequence[float | None], rules: Rules) -> Row:
     equities = equity_curve(r_multiples, rules)
     streaks = "".join("L" if ret < 0 else " " for ret in returns).split()
     falls = [0.0]
-    for number, equity in enumerate(equities):
-        falls.append(equity / max(1.0, *equities[: number + 1]) - 1)
+    if None not in equities:
+        falls += [equity / max(1.0, *equities[: number + 1]) - 1 for number, equity in enumerate(equities)]
     return {
         "win_rate": len(gains) / len(returns) if returns else None,
         "mean_ret": mean(returns),
@@ -332,7 +330,7 @@ def case(column: Sequence[float | None], rules: Rules) -> Row:
         "median_r": quantile(r_multiples, 0.5),
         "max_losing_streak": max(map(len, streaks), default=0),
         "final_equity": equities[-1] if equities else None,
-        "max_drawdown": min(falls) if equities else None,
+        "max_drawdown": min(falls) if equities and None not in equities else None,
     }
 
 
