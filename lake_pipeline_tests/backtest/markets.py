@@ -19,9 +19,6 @@ from lake_pipeline_tests.backtest.reference import Alert, Candle, Row, Rules, Se
 from lake_pipeline_tests.candles_for_tests import T0_MS
 
 HOUR_MS = 3_600_000
-# Levels on the grid of the prices and beside it.
-MULTIPLES = (1.125, 1.2, 1.25, 1.5, 1.7, 2.0, 3.0, 10.0)
-FRACTIONS = (0.05, 0.125, 0.25, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
@@ -109,10 +106,10 @@ SCALES = (1.0, 1.0, 1.0, 2.0**-1000, 2.0**900, 1e-9 / 3, 7e15 / 3, 5e-324)
 
 def walk(rng: random.Random, start: int, interval: int) -> list[Candle]:
     """Candles of some length and temper: flat, calm or wild, with or without gaps, spikes, wicks and volume."""
-    length = rng.choice([2, 20, 63, 64, 65, 100, 128, 129, 140])  # the engine looks at 64 at a time
+    length = rng.choice([2, 20, 63, 64, 65, 100, 128, 129, 200])  # the engine looks at 64 at a time
     gap, spike, jump = rng.choice([0.0, 0.1, 0.5]), rng.choice([0.0, 0.02, 0.1]), rng.choice([0.0, 0.1])
     step, drift = rng.choice([0.0, 0.01, 0.05, 0.2]), rng.choice([-0.02, 0.0, 0.01, 0.03])
-    wick, traded, scale = rng.choice([0, 1, 8, 40]), rng.choice([0.0, 0.02, 0.5, 1.0]), rng.choice(SCALES)
+    wick, traded, scale = rng.choice([0, 1, 8, 40]), rng.choice([0.0, 0.01, 0.02, 0.5, 1.0]), rng.choice(SCALES)
     price, ts, found = 64, start, []
     for _ in range(length):
         open_ = max(1, price + (rng.randrange(-24, 25) if rng.random() < jump else 0))
@@ -120,7 +117,7 @@ def walk(rng: random.Random, start: int, interval: int) -> list[Candle]:
         high = max(open_, close) + (rng.randrange(wick + 1) if rng.random() < 0.5 else 0)
         low = max(1, min(open_, close) - (rng.randrange(wick + 1) if rng.random() < 0.5 else 0))
         if rng.random() < spike:
-            high, low = rng.choice([(high * 2, low), (high * 20, low), (high, max(1, low // 3))])
+            high, low = rng.choice([(high * 20, low), (high, max(1, low // 3)), (high * 3, max(1, low // 3))])
         volume = rng.choice([1.0, 3.5]) if rng.random() < traded else 0.0
         found.append(Candle(ts, open_ * scale, high * scale, low * scale, close * scale, volume))
         price = min(close, 2**20)
@@ -141,78 +138,90 @@ def handful(draw: st.DrawFn, start: int, interval: int) -> list[Candle]:
     return found
 
 
-@st.composite
-def markets(draw: st.DrawFn) -> Market:
-    """A few mints, each called up to three times at and off the candles' boundaries, by two callers and by nobody."""
-    setting = Setting(
-        interval=draw(st.sampled_from([60_000, 15_000, 300_000])),
-        window_post=draw(st.sampled_from([100_000, 130, 100_000, 130, 20, 3, 0])),
-        horizon=draw(st.sampled_from([48, 1])) * HOUR_MS,
-        max_entry_lag=draw(st.sampled_from([15, 2, 0])),
-    )
-    rng = random.Random(draw(st.integers(0, 2**32)))
+def moment(setting: Setting, candle: int, late: int) -> int:
+    """A time on a candle's boundary, just after it or just before the next."""
+    return T0_MS + candle * setting.interval + (0, 1, setting.interval - 1)[late]
 
-    def moment(candle: int, late: int) -> int:
-        return T0_MS + candle * setting.interval + (0, 1, setting.interval - 1)[late]
 
-    mints = [walk(rng, moment(rng.randrange(-3, 4), 0), setting.interval) for _ in range(4)]
-    times = [[moment(rng.randrange(-3, 6), rng.randrange(3)) for _ in range(rng.randrange(1, 3))] for _ in mints]
-    some_moment = st.builds(moment, st.integers(-3, 6), st.integers(0, 2))
-    for _ in range(draw(st.integers(1, 3))):
-        mints.append(draw(handful(moment(draw(st.integers(-2, 3)), 0), setting.interval)))
-        times.append(draw(st.lists(some_moment, min_size=1, max_size=3)))
+def walks(rng: random.Random, setting: Setting, count: int) -> list[tuple[list[Candle], list[int]]]:
+    """Mints that walk, each with the times of its alerts."""
+    return [
+        (
+            walk(rng, moment(setting, rng.randrange(-3, 4), 0), setting.interval),
+            [moment(setting, rng.randrange(-3, 6), rng.randrange(3)) for _ in range(rng.randrange(1, 3))],
+        )
+        for _ in range(count)
+    ]
+
+
+def market_of(rng: random.Random, setting: Setting, mints: Sequence[tuple[list[Candle], list[int]]]) -> Market:
+    """Alerts of two callers and of nobody; some mints with a single alert open at no price."""
     calls: list[tuple[Alert, list[Candle]]] = []
-    for number, (own, moments) in enumerate(zip(mints, times, strict=True)):
-        for call, ts in enumerate(moments):
+    for number, (own, times) in enumerate(mints):
+        for call, ts in enumerate(times):
             caller = rng.choice(["ann", "bob", "ann", "bob", " ", None])
             calls.append((Alert(f"{number}-{call}", f"mint-{number}", caller, ts), own))
         path = path_of(calls[-1][0], own, setting)
-        if call == 0 and path and rng.random() < 0.1:
+        if len(times) == 1 and path and rng.random() < 0.1:
             own[own.index(path[0])] = path[0]._replace(open=rng.choice([0.0, -1.0, math.nan, math.inf]))
     return Market(setting, calls)
 
 
-def some(values: Sequence[Any]) -> st.SearchStrategy[Any]:
-    return st.sampled_from(values)
+def long_market(seed: int) -> Market:
+    """Many long walks: what Hypothesis, which likes small things, seldom comes to."""
+    rng = random.Random(seed)
+    setting = Setting(rng.choice([60_000, 300_000]), rng.choice([130, 100_000]), 48 * HOUR_MS, rng.choice([2, 15]))
+    return market_of(rng, setting, walks(rng, setting, 16))
 
 
 @st.composite
-def tiers(draw: st.DrawFn) -> tuple[tuple[float, float], ...]:
-    """A ladder whose stops rise with the multiples reached."""
-    reached = sorted(draw(st.sets(some(MULTIPLES), min_size=1, max_size=3)))
-    found: list[tuple[float, float]] = []
-    for multiple in reached:
-        least = max([0.1, *(stop for _, stop in found)])
-        found.append(
-            (multiple, draw(some([stop for stop in (0.5, 0.9, 1.0, 1.05, *MULTIPLES) if least <= stop < multiple])))
-        )
-    return tuple(found)
+def markets(draw: st.DrawFn) -> Market:
+    """A few mints that walk and a few with a handful of candles, called at and off the candles' boundaries."""
+    setting = Setting(
+        interval=draw(st.sampled_from([60_000, 15_000, 300_000])),
+        window_post=draw(st.sampled_from([100_000, 130, 20, 3, 0])),
+        horizon=draw(st.sampled_from([48, 1])) * HOUR_MS,
+        max_entry_lag=draw(st.sampled_from([15, 2, 0])),
+    )
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    some_moment = st.builds(moment, st.just(setting), st.integers(-3, 6), st.integers(0, 2))
+    mints = walks(rng, setting, 2)
+    for _ in range(draw(st.integers(1, 3))):
+        own = draw(handful(moment(setting, draw(st.integers(-2, 3)), 0), setting.interval))
+        mints.append((own, draw(st.lists(some_moment, min_size=1, max_size=3))))
+    return market_of(rng, setting, mints)
 
 
-COSTS: dict[str, st.SearchStrategy[Any]] = {
-    "fee_bps": some((30, 0, 100)),
-    "slippage_bps": some((50, 0)),
-    "risk": some((0.02, 0.5, 1.0)),
-}
-NEAR = COSTS | {"tp": some(MULTIPLES), "sl": some((0.25, 0.5, 0.7, 0.875, 0.99))}
-FAR = COSTS | {"tp": some((None, 1.7, 3.0, 10.0)), "sl": some((None, 0.25, 0.5))}
-TIME = {"time_stop": some((1000, 90_000, 10 * 60_000, HOUR_MS, 47 * HOUR_MS))}
-TRAIL = {"trail_distance": some(FRACTIONS), "trail_activation": some((0.0, *FRACTIONS, 2.0))}
-BREAKEVEN = {"breakeven_trigger": some((0.125, 0.3, 1.0)), "breakeven_offset": some((-0.25, 0.0, 0.1))}
-TIERS = {"tiers": tiers()}
-FAMILIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+# Levels on the grid of the prices and beside it.
+LADDERS = (((1.25, 1.0),), ((1.125, 0.9), (1.5, 1.25)), ((1.2, 1.0), (2.0, 1.7), (3.0, 1.7)), ((1.5, 1.4), (3.0, 2.0)))
+COSTS: dict[str, Sequence[Any]] = {"fee_bps": (30, 0, 100), "slippage_bps": (50, 0), "risk": (0.02, 0.5, 1.0)}
+NEAR = COSTS | {"tp": (1.125, 1.2, 1.5, 1.7, 2.0, 3.0), "sl": (0.25, 0.5, 0.7, 0.875, 0.99)}
+FAR = COSTS | {"tp": (None, 1.7, 3.0, 10.0), "sl": (None, 0.25, 0.5)}
+TIME = {"time_stop": (1000, 90_000, 10 * 60_000, HOUR_MS, 47 * HOUR_MS)}
+TRAIL = {"trail_distance": (0.05, 0.125, 0.25, 0.5), "trail_activation": (0.0, 0.125, 0.3, 2.0)}
+BREAKEVEN = {"breakeven_trigger": (0.125, 0.3, 1.0), "breakeven_offset": (-0.25, 0.0, 0.1)}
+FAMILIES: dict[str, dict[str, Sequence[Any]]] = {
     "defaults": {},
     "tp_sl": NEAR,
     "tp_or_sl": FAR,
     "time": FAR | TIME,
     "trail": FAR | TRAIL,
     "breakeven": FAR | BREAKEVEN,
-    "tiers": FAR | TIERS,
-    "moving": NEAR | TRAIL | BREAKEVEN | TIERS,
-    "all": FAR | TIME | TRAIL | BREAKEVEN | TIERS,
-}
+    "tiers": FAR | {"tiers": LADDERS},
+    # Offsets and ladders that meet give equal stops.
+    "moving": FAR | {"trail_distance": (None, 0.25, 0.5), "trail_activation": (0.3, 1.0)}
+    | {"breakeven_trigger": (None, 0.125), "breakeven_offset": (0.0, 0.1), "tiers": ((), *LADDERS)},
+    "all": FAR | {"time_stop": (10 * 60_000, HOUR_MS, 47 * HOUR_MS), "trail_distance": (0.25, 0.5)}
+    | {"trail_activation": (0.3, 1.0)} | BREAKEVEN | {"tiers": LADDERS},
+}  # fmt: skip
 
 
 def rules(family: str) -> st.SearchStrategy[Rules]:
     """Rules of one family of exits, or of several at once."""
-    return st.builds(Rules, **FAMILIES[family])
+    return st.builds(Rules, **{name: st.sampled_from(values) for name, values in FAMILIES[family].items()})
+
+
+def random_rules(family: str, seed: int) -> Rules:
+    """The same, by a seed."""
+    rng = random.Random(seed)
+    return Rules(**{name: rng.choice(values) for name, values in FAMILIES[family].items()})

@@ -17,10 +17,17 @@ from lake_pipeline.backtest.exits import REASONS, stop_levels
 from lake_pipeline.backtest.trades import TRADES_SCHEMA, summarise, trade_paths
 from lake_pipeline.core.canonical import canonical_json
 from lake_pipeline_tests.backtest import reference
-from lake_pipeline_tests.backtest.markets import FAMILIES, Market, markets, rows_of, rules, strategy_of
+from lake_pipeline_tests.backtest.markets import (
+    FAMILIES,
+    Market,
+    long_market,
+    markets,
+    random_rules,
+    rows_of,
+    rules,
+    strategy_of,
+)
 from lake_pipeline_tests.backtest.reference import Candle, Row, Rules
-
-BOTH = list(itertools.product((False, True), repeat=2))
 
 
 def same(table: list[Row], expected: list[Row], names: list[str]) -> None:
@@ -31,8 +38,7 @@ def same(table: list[Row], expected: list[Row], names: list[str]) -> None:
     assert all(set(row) == set(names) for row in expected)
 
 
-@given(markets(), st.integers(1, 3))
-def test_the_baseline_and_its_callers_are_those_of_the_reference(market: Market, min_trades: int) -> None:
+def check_baseline(market: Market, min_trades: int) -> None:
     table = measure_paths(market.paths(), market.config, threads=2)
     expected = [reference.baseline(alert, candles, market.setting) for alert, candles in market.calls]
     same(rows_of(table), expected, BASELINE_SCHEMA.names)
@@ -40,11 +46,8 @@ def test_the_baseline_and_its_callers_are_those_of_the_reference(market: Market,
     same(rows_of(callers), reference.caller_stats(expected, min_trades), CALLER_SCHEMA.names)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@given(data=st.data())
-def test_every_exit_family_is_that_of_the_reference(family: str, data: st.DataObject) -> None:
-    market, drawn = data.draw(markets()), data.draw(rules(family))
-    for tp_first, level_fill in BOTH:
+def check_trades(market: Market, drawn: Rules) -> None:
+    for tp_first, level_fill in itertools.product((False, True), repeat=2):
         chosen = replace(drawn, tp_first=tp_first, level_fill=level_fill)
         strategy = strategy_of(chosen)
         table = trade_paths(market.paths(), strategy, market.config, threads=2)
@@ -52,6 +55,28 @@ def test_every_exit_family_is_that_of_the_reference(family: str, data: st.DataOb
         same(rows_of(table), expected, TRADES_SCHEMA.names)
         summary = json.loads(canonical_json(summarise(table, strategy)))
         assert summary == reference.summary(expected, chosen)
+
+
+@given(markets(), st.integers(1, 3))
+def test_the_baseline_and_its_callers_are_those_of_the_reference(market: Market, min_trades: int) -> None:
+    check_baseline(market, min_trades)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_baseline_of_long_paths_is_that_of_the_reference(seed: int) -> None:
+    check_baseline(long_market(seed), seed % 12 + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_every_exit_family_is_that_of_the_reference(family: str, data: st.DataObject) -> None:
+    check_trades(data.draw(markets()), data.draw(rules(family)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_exit_family_on_long_paths_is_that_of_the_reference(family: str) -> None:
+    for seed in range(12):
+        check_trades(long_market(seed), random_rules(family, seed))
 
 
 @given(markets(), rules("all"))
