@@ -87,6 +87,8 @@ def test_the_highest_active_stop_counts_and_equal_ones_have_a_fixed_name() -> No
     assert outcome(path, **both) == ("breakeven", 1.125, False)
     assert outcome(path, trail_distance=0.25, **both) == ("trail", 1.125, False)
     assert outcome(path, trail_distance=0.5, **both)[:2] == ("breakeven", 1.125)
+    fall = [bar(0, 1, 1, 1, 1), bar(1, 1, 1, 0.5, 0.5)]
+    assert outcome(fall, sl=0.5, trail_distance=0.5) == ("sl", 0.5, False)
 
 
 def test_a_time_stop_fills_at_the_first_open_due_before_anything_else() -> None:
