@@ -37,6 +37,15 @@ def test_both_in_one_candle_is_ambiguous_and_decided_by_the_order() -> None:
         assert (row["ret_worst"], row["ret_best"]) == (-0.5, 1.0)
 
 
+def test_the_order_decides_even_where_the_open_is_beyond_a_barrier() -> None:
+    above, below = [bar(0, 1, 1, 1, 1), bar(1, 3, 3, 0.25, 1)], [bar(0, 1, 1, 1, 1), bar(1, 0.25, 3, 0.25, 1)]
+    assert outcome(above) == ("sl", 0.5, True)
+    assert outcome(below, intrabar_order="tp_first") == ("tp", 2.0, True)
+    for path, worst in ((above, -0.5), (below, -0.75)):
+        row = traded(path)
+        assert (row["ret_worst"], row["ret_best"]) == (worst, 1.0)
+
+
 def test_levels_are_inclusive() -> None:
     assert outcome([bar(0, 1, 2, 1, 1)])[0] == "tp"
     assert outcome([bar(0, 1, 1, 0.5, 1)])[0] == "sl"
