@@ -79,15 +79,16 @@ def test_every_exit_family_on_long_paths_is_that_of_the_reference(family: str) -
         check_trades(long_market(seed), random_rules(family, seed))
 
 
-@given(markets(), rules("all"))
-def test_the_stop_shown_for_a_candle_is_the_one_in_force(market: Market, drawn: Rules) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_the_stop_shown_for_a_candle_is_the_one_in_force(seed: int) -> None:
+    market, chosen = long_market(seed), random_rules("moving", seed)
     paths = market.paths()
     for alert, candles in market.calls:
         path = reference.path_of(alert, candles, market.setting)
         if reference.status_of(alert, path, market.setting) == "ok":
-            levels = stop_levels(paths.path(alert.alert_id), strategy_of(drawn))
+            levels = stop_levels(paths.path(alert.alert_id), strategy_of(chosen))
             for number in range(len(path)):
-                stop, name = reference.effective_stop(path[0].open, path[:number], drawn)
+                stop, name = reference.effective_stop(path[0].open, path[:number], chosen)
                 assert levels.stop[number] == stop
                 assert stop == 0 or REASONS[levels.reason[number]] == name
 
