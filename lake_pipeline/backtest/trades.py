@@ -7,10 +7,13 @@ by `exit_ts_utc`, then in the order of the table (the run's alerts).
 loses that fraction. With R = ret / (1 - sl), equity is multiplied by 1 + risk_per_trade * R, and is 0 from the first
 time this is not positive (gaps can cost more than the stop). Overlapping positions are taken one after another, so the
 curve compares strategies and is no account statement. Without `sl` there is no R and no curve.
+
+A return that is too large for a double is null and in no figure, and so is an equity that has become that large.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -117,7 +120,7 @@ def trade_paths(
 def _equity(exits: Exits, r_multiple: Any, risk: float) -> Any:
     """Equity after each trade, in the rows' own order."""
     equity = np.full(len(r_multiple), np.nan)
-    rows = np.flatnonzero(exits.tradable)
+    rows = np.flatnonzero(exits.tradable & np.isfinite(r_multiple))
     rows = rows[np.argsort(exits.exit_ts[rows], kind="stable")]
     equity[rows] = _curve(r_multiple[rows].tolist(), risk)
     return equity
@@ -169,10 +172,13 @@ def _figures(rows: Sequence[dict[str, Any]], strategy: StrategyConfig) -> dict[s
     }
 
 
-def _case(returns: Sequence[float], strategy: StrategyConfig) -> dict[str, Any]:
+def _case(column: Sequence[float | None], strategy: StrategyConfig) -> dict[str, Any]:
     """Figures of returns in the order of exits. A return of 0 neither wins nor loses."""
+    returns = [value for value in column if value is not None]
     r_multiples = [] if strategy.sl is None else [value / (1 - strategy.sl) for value in returns]
     curve = _curve(r_multiples, strategy.risk_per_trade)
+    # What has overflowed stays so: infinite, or not a number once it is multiplied by 0.
+    sized = bool(curve) and math.isfinite(curve[-1])
     peak, drawdown = 1.0, 0.0
     for equity in curve:
         peak = max(peak, equity)
@@ -185,6 +191,6 @@ def _case(returns: Sequence[float], strategy: StrategyConfig) -> dict[str, Any]:
         "mean_r": mean(r_multiples),
         "median_r": median(r_multiples),
         "max_losing_streak": longest_run([value < 0 for value in returns]),
-        "final_equity": curve[-1] if curve else None,
-        "max_drawdown": drawdown if curve else None,
+        "final_equity": curve[-1] if sized else None,
+        "max_drawdown": drawdown if sized else None,
     }

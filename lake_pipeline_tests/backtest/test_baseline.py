@@ -1,4 +1,4 @@
-"""The baseline: each column against a plain model, and the corners of its definitions by hand."""
+"""The baseline: the corners of its definitions by hand; `test_reference` has every column."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lake_pipeline.backtest.baseline import BASELINE_COLUMNS, BASELINE_SCHEMA, measure_paths
 from lake_pipeline.backtest.config import BaselineConfig
-from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, metrics_of, paths_of, random_path
+from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, paths_of
 
 CONFIG = BaselineConfig()
 
@@ -26,15 +26,6 @@ def test_the_28_columns_come_first_in_their_order() -> None:
         "dd_overall,dd_pre2x,dd_after_2x,dd_after_3x,dd_after_4x,dd_after_5x,dd_after_10x,dd_after_ath,peak_pnl_pct,"
         "ret_end_pct"
     )
-
-
-# Lengths on both sides of the kernel's chunks of 64.
-@pytest.mark.parametrize("length", [1, 2, 3, 10, 63, 64, 65, 127, 128, 129, 500])
-def test_every_metric_is_that_of_the_plain_model(length: int) -> None:
-    paths = [random_path(seed, length, step) for seed in range(40) for step in (0.01, 0.05, 0.2)]
-    for row, path in zip(measure_paths(paths_of(paths), CONFIG).to_pylist(), paths, strict=True):
-        expected = metrics_of(path)
-        assert {name: row[name] for name in expected} == expected
 
 
 def test_a_first_candle_that_reaches_2x_and_falls_before_counts_wholly() -> None:
@@ -68,9 +59,9 @@ def test_nothing_after_the_ath_is_null() -> None:
 def test_no_candle_is_missing_and_has_no_metric() -> None:
     row = measured([])
     assert (row["status"], row["candles"], row["censoring"]) == ("missing", 0, "lower_bound")
-    assert row["entry_lag_s"] is None
-    assert row["max_ts_read"] is None
-    assert all(row[name] is None for name in metrics_of([bar(0, 1, 1, 1, 1)]) if name != "candles")
+    facts = {"alert_id", "mint", "caller", "alert_ts_utc", "entry_ts_utc", "interval_seconds", "horizon_hours"}
+    facts |= {"status", "candles", "censoring"}
+    assert {name for name, value in row.items() if value is not None} == facts
 
 
 @pytest.mark.parametrize(("minute", "status"), [(15, "ok"), (16, "late_entry")])

@@ -1,18 +1,12 @@
-"""Exits: every family and combination against a plain model, and each corner of the rules by hand."""
+"""Exits: each corner of their rules by hand; `test_reference` has every family and combination."""
 
 from __future__ import annotations
 
-import itertools
-import random
 from typing import Any
 
-import numpy as np
-import pytest
-
 from lake_pipeline.backtest.config import StrategyConfig
-from lake_pipeline.backtest.exits import REASONS, stop_levels
 from lake_pipeline.backtest.trades import trade_paths
-from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, exit_of, paths_of, random_path
+from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, paths_of
 
 
 def traded(path: list[Bar], **settings: Any) -> dict[str, Any]:
@@ -24,71 +18,6 @@ def traded(path: list[Bar], **settings: Any) -> dict[str, Any]:
 def outcome(path: list[Bar], **settings: Any) -> tuple[str, float, bool]:
     row = traded(path, **settings)
     return row["tp_sl_exit_reason"], row["exit_price"], row["ambiguous"]
-
-
-FAMILIES: list[dict[str, Any]] = [
-    {},
-    {"tp": 1.25, "sl": 0.75},
-    {"tp": None, "sl": 0.75},
-    {"tp": 1.5, "sl": None},
-    {"tp": None, "sl": None},
-    {"time_stop_hours": 0.5},
-    {"trail_distance": 0.2},
-    {"trail_distance": 0.2, "trail_activation": 0.25},
-    {"breakeven_trigger": 0.25},
-    {"breakeven_trigger": 0.25, "breakeven_offset": 0.125},
-    {"tiers": ((1.25, 1.0), (1.5, 1.25)), "tp": 3.0},
-    {
-        "tp": 3.0,
-        "time_stop_hours": 2,
-        "trail_distance": 0.25,
-        "trail_activation": 0.5,
-        "breakeven_trigger": 0.25,
-        "tiers": ((1.25, 1.0), (1.5, 1.125)),
-    },
-]
-
-
-@pytest.mark.parametrize("settings", FAMILIES)
-def test_every_exit_family_is_that_of_the_plain_model(settings: dict[str, Any]) -> None:
-    paths = [
-        random_path(seed, length, step)
-        for seed, length, step in itertools.product(range(12), (1, 2, 30, 64, 65, 128, 200), (0.02, 0.06, 0.2))
-    ]
-    for fill, order in itertools.product(("gap", "level"), ("sl_first", "tp_first")):
-        strategy = StrategyConfig(fill=fill, intrabar_order=order, **settings)
-        rows = trade_paths(paths_of(paths), strategy).to_pylist()
-        for row, path in zip(rows, paths, strict=True):
-            expected = exit_of(path, strategy)
-            assert {name: row[name] for name in expected} == expected
-
-
-def test_random_combinations_are_those_of_the_plain_model() -> None:
-    rng = random.Random(3)
-    paths = [random_path(seed, 150, 0.06) for seed in range(60)]
-    for _ in range(40):
-        strategy = StrategyConfig(
-            tp=rng.choice((None, 1.25, 1.5, 4.0)),
-            sl=rng.choice((None, 0.5, 0.875)),
-            fill=rng.choice(("gap", "level")),
-            intrabar_order=rng.choice(("sl_first", "tp_first")),
-            time_stop_hours=rng.choice((None, 0.25, 1.0)),
-            trail_distance=(distance := rng.choice((None, 0.125, 0.25))),
-            trail_activation=None if distance is None else rng.choice((None, 0.25)),
-            breakeven_trigger=rng.choice((None, 0.25)),
-            tiers=rng.choice(((), ((1.25, 1.0),), ((1.125, 0.9), (1.5, 1.25)))),
-        )
-        rows = trade_paths(paths_of(paths), strategy).to_pylist()
-        for row, path in zip(rows, paths, strict=True):
-            expected = exit_of(path, strategy)
-            assert {name: row[name] for name in expected} == expected
-
-
-def test_level_fills_with_defaults_return_what_the_costs_leave() -> None:
-    rise, fall = [bar(0, 1, 2.5, 1, 2)], [bar(0, 1, 1, 0.25, 0.5)]
-    rows = trade_paths(paths_of([rise, fall]), StrategyConfig(fill="level")).to_pylist()
-    assert [round(row["tp_sl_ret"], 6) for row in rows] == [0.974129, -0.506468]
-    assert [row["tp_sl_exit_reason"] for row in rows] == ["tp", "sl"]
 
 
 def test_a_stop_fills_at_the_open_it_was_gapped_through_and_a_take_profit_at_its_level() -> None:
@@ -106,6 +35,15 @@ def test_both_in_one_candle_is_ambiguous_and_decided_by_the_order() -> None:
     for order in ("sl_first", "tp_first"):
         row = traded(path, intrabar_order=order)
         assert (row["ret_worst"], row["ret_best"]) == (-0.5, 1.0)
+
+
+def test_the_order_decides_even_where_the_open_is_beyond_a_barrier() -> None:
+    above, below = [bar(0, 1, 1, 1, 1), bar(1, 3, 3, 0.25, 1)], [bar(0, 1, 1, 1, 1), bar(1, 0.25, 3, 0.25, 1)]
+    assert outcome(above) == ("sl", 0.5, True)
+    assert outcome(below, intrabar_order="tp_first") == ("tp", 2.0, True)
+    for path, worst in ((above, -0.5), (below, -0.75)):
+        row = traded(path)
+        assert (row["ret_worst"], row["ret_best"]) == (worst, 1.0)
 
 
 def test_levels_are_inclusive() -> None:
@@ -158,6 +96,8 @@ def test_the_highest_active_stop_counts_and_equal_ones_have_a_fixed_name() -> No
     assert outcome(path, **both) == ("breakeven", 1.125, False)
     assert outcome(path, trail_distance=0.25, **both) == ("trail", 1.125, False)
     assert outcome(path, trail_distance=0.5, **both)[:2] == ("breakeven", 1.125)
+    fall = [bar(0, 1, 1, 1, 1), bar(1, 1, 1, 0.5, 0.5)]
+    assert outcome(fall, sl=0.5, trail_distance=0.5) == ("sl", 0.5, False)
 
 
 def test_a_time_stop_fills_at_the_first_open_due_before_anything_else() -> None:
@@ -168,16 +108,6 @@ def test_a_time_stop_fills_at_the_first_open_due_before_anything_else() -> None:
     assert (row["mae"], row["mfe"]) == (-0.75, 0.0)  # of the candle left at its open, the open alone
 
 
-def test_what_comes_after_the_exit_changes_nothing() -> None:
-    path = random_path(5, 120, 0.1)
-    row = traded(path, tp=1.25, sl=0.875)
-    last = row["hold_time_s"] // 60
-    held = [each for each in path if each[0] <= last]
-    assert len(held) < len(path)
-    scrambled = [*held, bar(last + 1, 50, 90, 1, 60)]
-    assert traded(scrambled, tp=1.25, sl=0.875) == row
-
-
 def test_a_path_without_status_ok_is_not_traded() -> None:
     paths = paths_of([[], [bar(16, 1, 4, 1, 2)], [(0, -1.0, 1.0, 1.0, 1.0, 1.0)]])
     for row, status in zip(
@@ -186,20 +116,3 @@ def test_a_path_without_status_ok_is_not_traded() -> None:
         assert row["status"] == status
         kept = ("alert_id", "mint", "caller", "alert_ts_utc", "entry_ts_utc", "status")
         assert all(value is None for name, value in row.items() if name not in kept)
-
-
-def test_stop_levels_are_those_the_scan_walks_with() -> None:
-    strategy = StrategyConfig(
-        tp=None, fill="level", trail_distance=0.25, trail_activation=0.25, breakeven_trigger=0.125, tiers=((1.5, 1.25),)
-    )
-    for seed in range(40):
-        paths = paths_of([random_path(seed, 100, 0.05)])
-        [row] = trade_paths(paths, strategy).to_pylist()
-        path = paths.load("00").path(0)
-        levels = stop_levels(path, strategy)
-        hit = np.flatnonzero(path.low <= levels.stop)
-        if row["tp_sl_exit_reason"] == "horizon":
-            assert len(hit) == 0
-        else:
-            assert row["exit_price"] == levels.stop[hit[0]]
-            assert row["tp_sl_exit_reason"] == REASONS[levels.reason[hit[0]]]

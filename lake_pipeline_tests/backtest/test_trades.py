@@ -71,6 +71,26 @@ def test_ruin_is_final() -> None:
     assert trade_paths(paths_of([gap, later]), strategy).column("equity").to_pylist() == [0.0, 0.0]
 
 
+def test_what_no_double_holds_is_null_and_in_no_figure() -> None:
+    unlimited = dataclasses.replace(FREE, tp=None)
+    huge = [bar(0, 1e-300, 1e300, 1e-300, 1e300)]
+    table = trade_paths(paths_of([WIN, huge, LOSS]), unlimited)
+    assert table.column("tp_sl_ret").to_pylist() == [1.0, None, -0.5]
+    assert table.column("equity").to_pylist() == pytest.approx([1.2, None, 1.2 * 0.9])
+    figures = summarise(table, unlimited)["all"]
+    assert figures["n"] == 3
+    assert (figures["case"]["mean_ret"], figures["case"]["win_rate"]) == (0.25, 0.5)
+
+    hundredfold = [bar(0, 1, 100, 1, 100)]
+    table = trade_paths(paths_of([hundredfold] * 200), dataclasses.replace(unlimited, risk_per_trade=1))
+    assert table.column("equity").to_pylist()[-1] is None
+    case = summarise(table, unlimited)["all"]["case"]
+    assert case["final_equity"] == pytest.approx(20.8**200)
+    case = summarise(table, dataclasses.replace(unlimited, risk_per_trade=1))["all"]["case"]
+    assert case["final_equity"] is case["max_drawdown"] is None
+    assert case["mean_ret"] == 99
+
+
 def test_blocks_and_threads_do_not_show() -> None:
     paths = paths_of([WIN, LOSS, LATE_WIN, BOTH] * 5)
     whole = paths.load("00")
