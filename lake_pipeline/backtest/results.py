@@ -42,7 +42,7 @@ from lake_pipeline.backtest.paths import PathBlock, Paths, open_paths
 from lake_pipeline.backtest.trades import TRADES_SCHEMA, summarise, trade_paths
 from lake_pipeline.core.canonical import canonical_json, sha256_hex
 from lake_pipeline.core.manifest import Record, ResultRecord, parse_record
-from lake_pipeline.errors import LakeError, VerificationFailed
+from lake_pipeline.errors import InputError, LakeError, VerificationFailed
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table, write_candles, write_table
 from lake_pipeline.io.store import Store, hash_file
@@ -52,9 +52,13 @@ from lake_pipeline.verify import require_manifest
 __all__ = [
     "BaselineResult",
     "Result",
+    "StoredResult",
     "StrategyResult",
+    "alert_file_names",
     "baseline_result",
+    "caller_file_names",
     "file_names",
+    "find_result",
     "per_alert_result",
     "per_caller_result",
     "per_trade_result",
@@ -108,6 +112,13 @@ class StrategyResult(Result):
         """The figures of `trades.summarise`."""
         summary: dict[str, Any] = json.loads(self.store.read("summary.json"))
         return summary
+
+
+StoredResult = BaselineResult | StrategyResult
+_STORED: Final[dict[str, type[BaselineResult] | type[StrategyResult]]] = {
+    "baseline": BaselineResult,
+    "strategy": StrategyResult,
+}
 
 
 def baseline_result(
@@ -195,6 +206,36 @@ def per_trade_result(
     return _part(lake, run, result, "per_trade", write, threads)
 
 
+def find_result(lake: Store, prefix: str, run_id: str | None = None, *, threads: int = 2) -> StoredResult:
+    """The stored baseline or trades whose key begins with `prefix`, of any run or of the one named, checked as sealed.
+
+    Raises InputError when there is none or when several keys begin so, VerificationFailed for one that was edited.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    runs = [f"run_id={run_id}"] if run_id else lake.folders(layout.RESULTS)
+    for run in runs:
+        for name in lake.folders(f"{layout.RESULTS}/{run}"):
+            kind, _, key = name.partition("=")
+            folder = f"{layout.RESULTS}/{run}/{name}"
+            if kind in _STORED and key.startswith(prefix) and lake.exists(f"{folder}/{layout.RESULT_RECORD}"):
+                found.setdefault(key, (kind, folder))  # of runs with one content, any has the same result
+    if len(found) != 1 or not prefix:
+        keys = ", ".join(f"{kind}={key}" for key, (kind, _) in sorted(found.items())[:10])
+        raise InputError(
+            f"{len(found) or 'no'} results under {lake.uri}/{layout.RESULTS} have a key that begins with {prefix!r}"
+            f"{f' ({keys}): give more digits' if found else ': `lake baseline` and `lake strategy` print keys'}"
+        )
+    ((key, (kind, folder)),) = found.items()
+    store = lake.sub(folder)
+    identity = parse_record(ResultRecord, store.read(layout.RESULT_RECORD), layout.RESULT_RECORD).identity
+    if sha256_hex(canonical_json(identity))[:12] != key:
+        raise _edited(store, [f"{layout.RESULT_RECORD} is not the one of this result"])
+    record = _find(store, kind, key, identity, threads)
+    if record is None:
+        raise InputError(f"the result in {store.uri} was removed meanwhile")
+    return _STORED[kind](record, store, created=False)
+
+
 def _run_identity(run: Run, selection: AlertSelection) -> dict[str, Any]:
     return {"content_sha256": require_manifest(run).content_sha256, "selection": canonical_values(selection)}
 
@@ -275,7 +316,7 @@ def _edited(store: Store, faults: Sequence[str]) -> VerificationFailed:
 
 def write_per_alert(store: Store, paths: Paths, *, threads: int = 1) -> None:
     """One file an alert with a path: `timestamp, open, high, low, close, volume` from the entry candle on."""
-    names = _alert_names("alert", paths.alerts)
+    names = alert_file_names("alert", paths.alerts)
 
     def write_block(block: PathBlock) -> None:
         for index, row in enumerate(block.rows.tolist()):
@@ -289,13 +330,19 @@ def write_per_alert(store: Store, paths: Paths, *, threads: int = 1) -> None:
 def write_per_caller(store: Store, baseline: pa.Table, *, threads: int = 1) -> None:
     """One file a caller with a name: that caller's rows of the baseline."""
     column = baseline.column("caller")
-    callers = sorted({name for name in column.to_pylist() if name and name.strip()}, key=str.encode)
+    names = caller_file_names(baseline)
 
-    def write_caller(name: str, caller: str) -> None:
-        write_table(store, name, baseline.filter(pc.equal(column, caller)).combine_chunks())
+    def write_caller(caller: str) -> None:
+        write_table(store, names[caller], baseline.filter(pc.equal(column, caller)).combine_chunks())
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(write_caller, file_names("caller", [(caller,) for caller in callers]), callers))
+        list(pool.map(write_caller, names))
+
+
+def caller_file_names(baseline: pa.Table) -> dict[str, str]:
+    """The name of each caller's file in a folder of `caller` files, by caller."""
+    callers = sorted({name for name in baseline.column("caller").to_pylist() if name and name.strip()}, key=str.encode)
+    return dict(zip(callers, file_names("caller", [(caller,) for caller in callers]), strict=True))
 
 
 def write_per_trade(
@@ -305,7 +352,7 @@ def write_per_trade(
 
     The columns of the price action, then `stop_level` and `stop_reason` (null without a stop), and `tp_level`.
     """
-    names = _alert_names("trade", paths.alerts)
+    names = alert_file_names("trade", paths.alerts)
     exit_ts = trades.column("exit_ts_utc").cast(pa.int64()).fill_null(-1).to_numpy()
 
     def write_block(block: PathBlock) -> None:
@@ -326,7 +373,8 @@ def write_per_trade(
     paths.map(write_block, threads)
 
 
-def _alert_names(prefix: str, alerts: pa.Table) -> list[str]:
+def alert_file_names(prefix: str, alerts: pa.Table) -> list[str]:
+    """The name of each alert's file in a folder of `alert` or `trade` files, in the alerts' order."""
     mints = [mint[:8] for mint in alerts.column("mint").to_pylist()]
     return file_names(prefix, list(zip(alerts.column("alert_id").to_pylist(), mints, strict=True)))
 

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from lake_pipeline.cli import adhoc, export, inspect
+from lake_pipeline.cli import adhoc, backtest, export, inspect
 from lake_pipeline.errors import LakeError
 
 __all__ = ["lake", "main"]
@@ -36,7 +36,7 @@ def lake() -> None:
     """
 
 
-for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS):
+for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS, *backtest.COMMANDS):
     lake.add_command(command)
 
 

@@ -14,8 +14,9 @@ from lake_pipeline.cli.output import format_option, print_mapping, print_rows, p
 if TYPE_CHECKING:
     from lake_pipeline.api import ExportConfig, ExportResult
     from lake_pipeline.export import BucketResult
+    from lake_pipeline.run import Run
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "sealed_run"]
 
 
 def _export(config: ExportConfig) -> ExportResult:
@@ -34,6 +35,24 @@ def _export(config: ExportConfig) -> ExportResult:
     if reused:
         click.echo(f"{reused} of 256 buckets were taken from sealed runs: nothing they hold has changed", err=True)
     return exported
+
+
+def sealed_run(config: ExportConfig) -> Run:
+    """The sealed run these settings stand for: found by the id that its content gives it, else exported and sealed."""
+    from lake_pipeline.io.layout import MANIFEST, run_folder
+    from lake_pipeline.run import load_run
+
+    lake = config.store()
+    with config.connect(config.root) as source:
+        record = config.identify(config.load_alerts(), source)
+    if lake.exists(f"{run_folder(record.run_id)}/{MANIFEST}"):
+        click.echo(f"run {record.run_id} is sealed already and is used", err=True)
+    else:
+        click.echo(f"run {record.run_id} is exported and sealed first", err=True)
+        _export(config)
+    run = load_run(lake, record.run_id)
+    run.require_same(record)
+    return run
 
 
 def _summary(result: ExportResult) -> dict[str, Any]:

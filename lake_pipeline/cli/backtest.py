@@ -1,0 +1,453 @@
+"""Commands of the backtest: baseline, strategy, diff-results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from lake_pipeline.cli.options import alerts_options, data_root_option, export_config, source_options
+from lake_pipeline.cli.output import format_option, print_mapping, print_rows
+
+if TYPE_CHECKING:
+    from lake_pipeline.backtest import AlertSelection, BaselineResult, StrategyResult
+    from lake_pipeline.io.store import Store
+    from lake_pipeline.run import Run
+
+__all__ = ["COMMANDS"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# The run that is made of alerts when nothing else is said: an hour before, two days and a half after.
+_DEFAULT_RUN: Final = {"interval": "1m", "window": "pre52_post4948"}
+_ALERT_OPTIONS: Final = ("alerts", "duckdb", "alerts_table", "chain", "table", "database", "interval", "window")
+
+
+def _multiple(context: click.Context, parameter: click.Parameter, text: str) -> float | None:
+    """A multiple of the entry price, such as 2.0 or 2x; None for `none`."""
+    try:
+        return None if text.lower() == "none" else float(text.lower().removesuffix("x"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a multiple of the entry price, such as 2.0, nor none") from None
+
+
+def _multiple_option(name: str, default: str, help_: str) -> Callable[[F], F]:
+    return click.option(name, callback=_multiple, default=default, show_default=True, metavar="X|none", help=help_)
+
+
+def _run_options(function: F) -> F:
+    """Which run, and what every command does with its result."""
+    for option in reversed(
+        (
+            click.option(
+                "--run", "run_id", metavar="RUN", help="A sealed run. Without it the run of the alerts below."
+            ),
+            alerts_options,
+            click.option("--interval", metavar="I", help=f"Candle length. [default: {_DEFAULT_RUN['interval']}]"),
+            click.option("--window", metavar="W", help=f"pre<N>_post<M>. [default: {_DEFAULT_RUN['window']}]"),
+            source_options,
+            data_root_option,
+            click.option("--threads", type=int, metavar="N", help="Work at once. [default: cores, at most 8]"),
+            click.option(
+                "--horizon-hours",
+                type=float,
+                default=48.0,
+                show_default=True,
+                metavar="H",
+                help="Length of a path after its entry.",
+            ),
+            click.option(
+                "--store-duckdb",
+                is_flag=True,
+                help="Also into the database of --duckdb, in one transaction; repeating it changes nothing.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the common options came to. `database` is where --store-duckdb goes."""
+
+    lake: Store
+    run: Run
+    selection: AlertSelection
+    threads: int
+    database: str | None
+
+
+def _asked(values: dict[str, Any]) -> _Asked:
+    """The sealed run, found or exported, and the alerts of it. Raises LakeError and UsageError."""
+    from lake_pipeline.backtest import AlertSelection
+    from lake_pipeline.run import load_run
+    from lake_pipeline.settings import LakeSettings, SourceSettings, parse_day, parse_settings
+
+    threads = values["threads"]
+    thread_count = parse_settings(SourceSettings, {"threads": threads}).thread_count
+    database = _database(values) if values["store_duckdb"] else None
+    if values["run_id"] is None:
+        if not (values["alerts"] or values["duckdb"]):
+            raise click.UsageError("give --run RUN, or the alerts to make a run of with --duckdb FILE or --alerts FILE")
+        given = {name: values[name] for name in (*_ALERT_OPTIONS, "from_day", "to_day", "data_root", "threads")}
+        config = export_config({**_DEFAULT_RUN, **{name: value for name, value in given.items() if value is not None}})
+        # The days chose the alerts of the run: all of them are selected.
+        from lake_pipeline.cli.export import sealed_run
+
+        return _Asked(config.store(), sealed_run(config), AlertSelection(), thread_count, database)
+    foreign = [name for name in _ALERT_OPTIONS if values[name] is not None and not (name == "duckdb" and database)]
+    if foreign:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise click.UsageError(
+            f"--run {values['run_id']} has its alerts and settings; leave out {options} "
+            "(--duckdb goes with --run only to say where --store-duckdb writes)"
+        )
+    lake = LakeSettings(data_root=values["data_root"]).store()
+    selection = AlertSelection(parse_day("--from", values["from_day"]), parse_day("--to", values["to_day"]))
+    return _Asked(lake, load_run(lake, values["run_id"]), selection, thread_count, database)
+
+
+def _database(values: dict[str, Any]) -> str:
+    path: str | None = values["duckdb"]
+    if path is None:
+        raise click.UsageError(
+            "--store-duckdb writes into the database of --duckdb, and none is given. A run of other alerts is "
+            "stored by --run RUN --duckdb FILE --store-duckdb"
+        )
+    return path
+
+
+def _store(asked: _Asked, result: BaselineResult | StrategyResult) -> None:
+    if asked.database is None:
+        return
+    from lake_pipeline.backtest.database import store_in_database
+
+    stored = store_in_database(asked.database, asked.run, result)
+    what = "stored in" if stored else "is there already, nothing changed in"
+    click.echo(f"{result.record.kind} {result.key} {what} {asked.database}", err=True)
+
+
+def _say(result: BaselineResult | StrategyResult) -> None:
+    state = "computed" if result.created else "was computed before; found, verified and used"
+    click.echo(f"{result.record.kind} {result.key} {state}: {result.store.uri}", err=True)
+
+
+def _head(asked: _Asked, result: BaselineResult | StrategyResult) -> dict[str, Any]:
+    return {
+        "run": asked.run.run_id,
+        "key": result.key,
+        "state": "computed" if result.created else "found",
+        "path": result.store.uri,
+    }
+
+
+def _export_file(result: BaselineResult | StrategyResult, name: str, target: Path | None) -> None:
+    """A copy of a file of the result; one that is there is replaced."""
+    if target is None:
+        return
+    from lake_pipeline.io.store import LocalStore
+
+    LocalStore(target.parent).replace(target.name, result.store.read(name))
+    click.echo(f"written: {target}", err=True)
+
+
+def _export_folder(target: Path | None, names: Callable[[], Iterable[str]], write: Callable[[Store], None]) -> None:
+    """Files of a result in a folder that holds no others. Raises ConfigError where it does."""
+    if target is None:
+        return
+    from lake_pipeline.errors import ConfigError
+    from lake_pipeline.io.store import LocalStore
+
+    store = LocalStore(target)
+    own = set(names())
+    foreign = [file.path for file in store.files() if not file.temporary and file.path not in own]
+    if foreign:
+        raise ConfigError(
+            f"folder {target} holds {len(foreign)} files that are not of this result, such as {foreign[0]}: "
+            "give a new folder"
+        )
+    write(store)
+    click.echo(f"written: {target}, {len(store.files()):,} files", err=True)
+
+
+def _file_option(name: str, what: str) -> Callable[[F], F]:
+    return click.option(name, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=f"Write {what}.")
+
+
+def _folder_option(name: str, what: str) -> Callable[[F], F]:
+    return click.option(name, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=f"Write {what}.")
+
+
+@click.command()
+@_run_options
+@click.option(
+    "--min-trades", type=int, default=10, show_default=True, metavar="N", help="Alerts a ranked caller has at least."
+)
+@click.option("--top", type=click.IntRange(min=0), default=50, show_default=True, metavar="N", help="Callers to show.")
+@_file_option("--export-baseline-parquet", "the baseline, one row an alert")
+@_folder_option("--export-per-alert-parquet", "a file of candles for each alert, from its entry on")
+@_folder_option("--export-per-caller-parquet", "a file of baseline rows for each caller")
+@format_option
+def baseline(
+    min_trades: int,
+    top: int,
+    export_baseline_parquet: Path | None,
+    export_per_alert_parquet: Path | None,
+    export_per_caller_parquet: Path | None,
+    format_: str,
+    **values: Any,
+) -> None:
+    """Measure what the price did after every alert, and rank the callers.
+
+    On a sealed run (--run), or on alerts: then the run they need is exported and sealed first, unless it is there. The
+    result is kept beside the lake and found again by its key: the same question is not computed twice. --from and --to
+    are days, both inclusive. --format csv prints the ranked callers.
+
+    \b
+    Examples:
+      lake baseline --duckdb data/alerts.duckdb --from 2025-05-01 --to 2025-05-02
+      lake baseline --run RUN --horizon-hours 24 --top 10 --export-baseline-parquet baseline.parquet
+      lake baseline --run RUN --duckdb data/alerts.duckdb --store-duckdb
+    """
+    from lake_pipeline.backtest import (
+        BaselineConfig,
+        CallerConfig,
+        baseline_result,
+        open_paths,
+        write_per_alert,
+        write_per_caller,
+    )
+    from lake_pipeline.backtest.results import alert_file_names, caller_file_names
+    from lake_pipeline.backtest.summary import summarise_baseline
+
+    config, callers = BaselineConfig(horizon_hours=values["horizon_hours"]), CallerConfig(min_trades=min_trades)
+    asked = _asked(values)
+    result = baseline_result(asked.lake, asked.run, config, callers, asked.selection, threads=asked.threads)
+    _say(result)
+    table, ranked = result.baseline(), result.caller_stats()
+    _export_file(result, "baseline.parquet", export_baseline_parquet)
+    _export_folder(
+        export_per_alert_parquet,
+        lambda: alert_file_names("alert", table),
+        lambda store: write_per_alert(
+            store,
+            open_paths(asked.run, asked.selection, config.horizon_ms, lake=asked.lake, fill_cache=False),
+            threads=asked.threads,
+        ),
+    )
+    _export_folder(
+        export_per_caller_parquet,
+        lambda: caller_file_names(table).values(),
+        lambda store: write_per_caller(store, table, threads=asked.threads),
+    )
+    _store(asked, result)
+    rows = ranked.slice(0, top).to_pylist()
+    if format_ == "csv":
+        print_rows(rows, format_)
+        return
+    summary = summarise_baseline(table)
+    document = {**_head(asked, result), **summary, "ranked_callers": ranked.num_rows, "callers": rows}
+    print_mapping(_baseline_lines(_head(asked, result), summary), format_, document=document)
+    if format_ == "table":
+        click.echo(f"\ncallers with at least {min_trades} ok alerts: {ranked.num_rows:,}, by score")
+        _print_table(map(_caller_row, rows), empty="none; --min-trades asks for fewer alerts")
+
+
+def _baseline_lines(head: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    ok = summary["statuses"]["ok"]
+    return {
+        **head,
+        "alerts": summary["alerts"],
+        "status": summary["statuses"],
+        "censored": f"{summary['censored']:,} of {ok:,} ok alerts: candles end before the horizon, figures are bounds",
+        "excluded": f"{summary['excluded']:,} alerts that are not ok have no figures",
+        "no caller": summary["without_caller"],
+        "medians": {name: _short(value) for name, value in summary["medians"].items()},
+        "reached": {name: _percent(value) for name, value in summary["hit_rates"].items()},
+    }
+
+
+def _caller_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A caller in a line a terminal holds; csv and json have every column."""
+    return {
+        **_ordered(row, ("rank", "caller", "score", "n", "n_censored", "n_excluded")),
+        "median_ath": row["median_ath_mult"],
+        "p95_ath": row["p95_ath_mult"],
+        **_ordered(row, ("hit_2x", "hit_3x", "hit_5x", "hit_10x")),
+        "t2x_s": row["median_time_to_2x_s"],
+        "dd_initial": row["median_dd_initial"],
+        "dd_overall": row["median_dd_overall"],
+        "ret_end_pct": row["median_ret_end_pct"],
+    }
+
+
+def _print_table(rows: Iterable[dict[str, Any]], empty: str = "none") -> None:
+    """Rows for people: numbers to four digits after the point."""
+    rounded = [
+        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows
+    ]
+    print_rows(rounded, "table", empty=empty)
+
+
+def _ordered(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names}
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.6g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+@click.command()
+@_run_options
+@_multiple_option("--tp", "2.0", "Take-profit, times the entry price.")
+@_multiple_option("--sl", "0.5", "Stop-loss, times the entry price.")
+@click.option(
+    "--intrabar-order",
+    type=click.Choice(["sl_first", "tp_first"]),
+    default="sl_first",
+    show_default=True,
+    help="What comes first in a candle that reaches both.",
+)
+@click.option(
+    "--fill",
+    type=click.Choice(["gap", "level"]),
+    default="gap",
+    show_default=True,
+    help="A stop that a candle opens beyond fills at that open, or always at its level.",
+)
+@click.option(
+    "--fee-bps", type=float, default=30.0, show_default=True, metavar="B", help="Fees of the round trip, in 1/10000."
+)
+@click.option("--slippage-bps", type=float, default=50.0, show_default=True, metavar="B", help="Slippage of each side.")
+@click.option("--time-stop-hours", type=float, metavar="H", help="Close at the open of the first candle this late.")
+@click.option("--trail-activation", type=float, metavar="A", help="Gain that starts the trailing stop, 0.5 is 50 %.")
+@click.option("--trail-distance", type=float, metavar="D", help="The trailing stop is peak * (1 - D).")
+@click.option("--breakeven-trigger", type=float, metavar="T", help="Gain that moves the stop to the entry price.")
+@click.option("--breakeven-offset", type=float, metavar="O", help="... to the entry price * (1 + O) instead.")
+@click.option("--tiers", metavar="LIST", help="2x:1.2,3x:1.6: at 2x the stop moves to 1.2x, at 3x to 1.6x.")
+@click.option(
+    "--risk-per-trade",
+    type=float,
+    default=0.02,
+    show_default=True,
+    metavar="R",
+    help="Fraction of the equity that a stop at --sl costs.",
+)
+@_file_option("--export-trades-parquet", "the trades, one row an alert")
+@_folder_option("--export-per-trade-parquet", "a file of candles and levels for each trade, from entry to exit")
+@format_option
+def strategy(
+    tiers: str | None,
+    export_trades_parquet: Path | None,
+    export_per_trade_parquet: Path | None,
+    format_: str,
+    **values: Any,
+) -> None:
+    """Trade every alert by one set of exits, and sum up the trades.
+
+    On a sealed run (--run), or on alerts, as `lake baseline`. The case is that of --intrabar-order; the best and the
+    worst case take each order where one candle reaches the take-profit and a stop (ambiguous trades). --tp none and
+    --sl none turn an exit off. Of several stops the highest active one counts. --format csv prints a row for each case.
+
+    \b
+    Examples:
+      lake strategy --duckdb data/alerts.duckdb --from 2025-05-01 --to 2025-05-02 --tp 3 --sl 0.6
+      lake strategy --run RUN --tp none --trail-activation 0.5 --trail-distance 0.2 --time-stop-hours 24
+      lake strategy --run RUN --tiers 2x:1.2,3x:1.6 --export-trades-parquet trades.parquet
+    """
+    from lake_pipeline.backtest import (
+        BaselineConfig,
+        StrategyConfig,
+        open_paths,
+        parse_tiers,
+        strategy_result,
+        write_per_trade,
+    )
+    from lake_pipeline.backtest.results import alert_file_names
+
+    config = BaselineConfig(horizon_hours=values["horizon_hours"])
+    exits = StrategyConfig(
+        tiers=parse_tiers(tiers) if tiers else (),
+        **{name: values[name] for name in _STRATEGY_OPTIONS},
+    )
+    asked = _asked(values)
+    result = strategy_result(asked.lake, asked.run, exits, config, asked.selection, threads=asked.threads)
+    _say(result)
+    _export_file(result, "trades.parquet", export_trades_parquet)
+    if export_per_trade_parquet:
+        trades = result.trades()
+        _export_folder(
+            export_per_trade_parquet,
+            lambda: alert_file_names("trade", trades),
+            lambda store: write_per_trade(
+                store,
+                open_paths(asked.run, asked.selection, config.horizon_ms, lake=asked.lake),
+                trades,
+                exits,
+                threads=asked.threads,
+            ),
+        )
+    _store(asked, result)
+    _print_strategy(_head(asked, result), result.summary(), format_)
+
+
+_STRATEGY_OPTIONS: Final = (
+    "tp",
+    "sl",
+    "intrabar_order",
+    "fill",
+    "fee_bps",
+    "slippage_bps",
+    "time_stop_hours",
+    "trail_activation",
+    "trail_distance",
+    "breakeven_trigger",
+    "breakeven_offset",
+    "risk_per_trade",
+)
+
+
+def _print_strategy(head: dict[str, Any], summary: dict[str, Any], format_: str) -> None:
+    from lake_pipeline.backtest.baseline import STATUSES
+    from lake_pipeline.backtest.kernels import REASONS
+    from lake_pipeline.backtest.summary import CASES, FIGURES
+
+    figures = summary["all"]
+    if format_ == "csv":
+        share = figures["ambiguous_share"]
+        print_rows(
+            [
+                {"case": case, "n": figures["n"], **_ordered(figures[case], FIGURES), "ambiguous_share": share}
+                for case in CASES
+            ],
+            format_,
+        )
+        return
+    lines = {
+        **head,
+        "alerts": figures["alerts"],
+        "status": _ordered(figures["statuses"], STATUSES),
+        "trades": figures["n"],
+        "exits": _ordered(figures["exit_reasons"], REASONS),
+        "ambiguous": f"{_percent(figures['ambiguous_share'])} of the trades: one candle reached take-profit and stop",
+    }
+    print_mapping(lines, format_, document={**head, **summary})
+    if format_ != "table":
+        return
+    click.echo()
+    _print_table({"case": case, **_ordered(figures[case], FIGURES)} for case in CASES)
+    callers = sorted(summary["callers"].items(), key=lambda item: (-item[1]["n"], item[0].encode()))
+    if callers:
+        click.echo(f"\nthe callers with most trades, of {len(callers):,} (json has all):")
+        _print_table({"caller": name, "n": each["n"], **_ordered(each["case"], FIGURES)} for name, each in callers[:10])
+
+
+COMMANDS: Sequence[click.Command] = (baseline, strategy)
