@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from lake_pipeline.cli.output import format_option, print_mapping, print_rows
 
 if TYPE_CHECKING:
     from lake_pipeline.backtest import AlertSelection, BaselineResult, StrategyResult
+    from lake_pipeline.backtest.diff import AlertDiff, Causes
     from lake_pipeline.io.store import Store
     from lake_pipeline.run import Run
 
@@ -450,4 +451,84 @@ def _print_strategy(head: dict[str, Any], summary: dict[str, Any], format_: str)
         _print_table({"caller": name, "n": each["n"], **_ordered(each["case"], FIGURES)} for name, each in callers[:10])
 
 
-COMMANDS: Sequence[click.Command] = (baseline, strategy)
+@click.command("diff-results")
+@click.argument("key_a", metavar="KEY_A")
+@click.argument("key_b", metavar="KEY_B")
+@click.option("--run", "run_id", metavar="RUN", help="Look in this run only. [default: in all runs]")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Rows a table shows."
+)
+@data_root_option
+@format_option
+def diff_results(key_a: str, key_b: str, run_id: str | None, top: int, data_root: str | None, format_: str) -> None:
+    """Show which metrics and callers' ranks differ between two baselines or two strategies, and why.
+
+    The keys are those `lake baseline` and `lake strategy` print; their first digits are enough. The causes are other
+    data, other parameters and other code. Exit code 1 if any number differs. --format csv prints the metrics.
+
+    \b
+    Example:
+      lake diff-results 3f1c 9a07
+    """
+    from lake_pipeline.backtest.diff import diff_results
+    from lake_pipeline.backtest.results import find_result
+    from lake_pipeline.settings import LakeSettings
+
+    lake = LakeSettings(data_root=data_root).store()
+    found = diff_results(find_result(lake, key_a, run_id), find_result(lake, key_b, run_id))
+    moved = [asdict(each) for each in found.moved]
+    if format_ == "json":
+        print_mapping({**asdict(found), "same": found.same, "cause": found.causes.kinds}, format_)
+    elif format_ == "csv":
+        print_rows(moved, format_)
+    else:
+        click.echo(f"{found.kind} {found.key_a} -> {found.key_b}: {'identical' if found.same else 'differs'}")
+        _print_causes(found.causes)
+        for side, alerts in (("A", found.only_in_a), ("B", found.only_in_b)):
+            if alerts:
+                shown = f"{', '.join(alerts[:top])}{' ...' if len(alerts) > top else ''}"
+                click.echo(f"{len(alerts):,} alerts only in {side}: {shown}")
+        if moved:
+            alerts_moved = len({each.alert_id for each in found.moved})
+            click.echo(f"\n{len(moved):,} metrics of {alerts_moved:,} alerts moved; by metric, then the first:")
+            _print_table(_by_metric(found.moved))
+            click.echo()
+            # The equity of every trade after the first that moved has moved too.
+            _print_table([row for row in moved if row["metric"] != "equity"][:top], empty="nothing but equity moved")
+        if found.callers:
+            flipped = [each for each in found.callers if each.rank_a != each.rank_b]
+            click.echo(f"\n{len(flipped):,} callers have another rank, {len(found.callers):,} another measure or rank:")
+            _print_table(asdict(each) for each in found.callers[:top])
+    if not found.same:
+        raise click.exceptions.Exit(1)
+
+
+def _print_causes(causes: Causes) -> None:
+    if causes.data:
+        click.echo(
+            f"data       content_sha256 {causes.data[0][:12]} -> {causes.data[1][:12]} (`lake diff` compares runs)"
+        )
+    for name, (a, b) in causes.parameters.items():
+        click.echo(f"parameter  {name}: {a} -> {b}")
+    if causes.modules:
+        click.echo(f"code       {', '.join(causes.modules)}")
+    for name, (a, b) in causes.libraries.items():
+        click.echo(f"code       {name} {a} -> {b}")
+    if len(causes.kinds) > 1:
+        click.echo(
+            f"{' and '.join(causes.kinds)} differ at once: results that change one of them tell which moved what"
+        )
+
+
+def _by_metric(moved: Iterable[AlertDiff]) -> list[dict[str, Any]]:
+    """How many alerts of each metric moved, and the largest movement."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in moved:
+        row = found.setdefault(each.metric, {"metric": each.metric, "alerts": 0, "largest": None, "of_alert": None})
+        row["alerts"] += 1
+        if each.delta is not None and (row["largest"] is None or abs(each.delta) > abs(row["largest"])):
+            row |= {"largest": each.delta, "of_alert": each.alert_id}
+    return list(found.values())
+
+
+COMMANDS: Sequence[click.Command] = (baseline, strategy, diff_results)

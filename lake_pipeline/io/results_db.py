@@ -66,8 +66,8 @@ def _require_table(connection: duckdb.DuckDBPyConnection, path: str, name: str, 
     namespace, _, bare = name.partition(".")
     found = connection.execute(
         "SELECT count(*) FROM information_schema.tables WHERE table_schema = ? AND table_name = ?", [namespace, bare]
-    ).fetchone()
-    if found == (0,):
+    ).fetchall()
+    if found == [(0,)]:
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {namespace}")
         wanted.create(name)
         return
