@@ -13,6 +13,8 @@ from lake_pipeline.cli.options import alerts_options, data_root_option, export_c
 from lake_pipeline.cli.output import format_option, print_mapping, print_rows
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from lake_pipeline.backtest import AlertSelection, BaselineResult, StrategyResult
     from lake_pipeline.backtest.diff import AlertDiff, Causes
     from lake_pipeline.io.store import Store
@@ -176,7 +178,7 @@ def _export_folder(target: Path | None, names: Callable[[], Iterable[str]], writ
 
 
 def _file_option(name: str, what: str) -> Callable[[F], F]:
-    return click.option(name, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=f"Write {what}.")
+    return click.option(name, type=click.Path(path_type=Path), metavar="FILE", help=f"Write {what}.")
 
 
 def _folder_option(name: str, what: str) -> Callable[[F], F]:
@@ -189,7 +191,9 @@ def _folder_option(name: str, what: str) -> Callable[[F], F]:
     "--min-trades", type=int, default=10, show_default=True, metavar="N", help="Alerts a ranked caller has at least."
 )
 @click.option("--top", type=click.IntRange(min=0), default=50, show_default=True, metavar="N", help="Callers to show.")
-@_file_option("--export-baseline-parquet", "the baseline, one row an alert")
+@_file_option(
+    "--export-baseline-parquet", "the baseline, one row an alert (in a folder: baseline_cache_<days>.parquet)"
+)
 @_folder_option("--export-per-alert-parquet", "a file of candles for each alert, from its entry on")
 @_folder_option("--export-per-caller-parquet", "a file of baseline rows for each caller")
 @format_option
@@ -230,6 +234,8 @@ def baseline(
     result = baseline_result(asked.lake, asked.run, config, callers, asked.selection, threads=asked.threads)
     _say(result)
     table, ranked = result.baseline(), result.caller_stats()
+    if export_baseline_parquet and export_baseline_parquet.is_dir():
+        export_baseline_parquet /= _cache_name(table, values["from_day"], values["to_day"])
     _export_file(result, "baseline.parquet", export_baseline_parquet)
     _export_folder(
         export_per_alert_parquet,
@@ -256,6 +262,12 @@ def baseline(
     if format_ == "table":
         click.echo(f"\ncallers with at least {min_trades} ok alerts: {ranked.num_rows:,}, by score")
         _print_table(map(_caller_row, rows), empty="none; --min-trades asks for fewer alerts")
+
+
+def _cache_name(baseline: pa.Table, from_day: str | None, to_day: str | None) -> str:
+    """The name of a baseline by the days asked for, else by those of its first and last alert."""
+    times = baseline.column("alert_ts_utc")  # in order
+    return f"baseline_cache_{from_day or times[0].as_py().date()}_{to_day or times[-1].as_py().date()}.parquet"
 
 
 def _baseline_lines(head: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

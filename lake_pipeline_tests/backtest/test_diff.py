@@ -148,9 +148,10 @@ def test_a_result_is_found_by_the_beginning_of_its_key(copied_lake: LocalStore, 
         strategy_result(copied_lake, run),
     ]
     for result in results:
-        assert find_result(copied_lake, result.key) == dataclasses.replace(result, created=False)
-    found = find_result(copied_lake, results[2].key[:11], "plain")
-    assert found.record == results[2].record
+        found = find_result(copied_lake, result.key)
+        assert (type(found), found.record, found.store.uri) == (type(result), result.record, result.store.uri)
+        assert not found.created
+    assert find_result(copied_lake, results[2].key[:11], "plain").record == results[2].record
     with pytest.raises(InputError, match=f"3 results under .*strategy={results[2].key}.*give more digits"):
         find_result(copied_lake, "")
     with pytest.raises(InputError, match="no results under"):

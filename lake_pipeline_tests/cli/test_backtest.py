@@ -145,6 +145,13 @@ def test_exported_files_are_those_of_the_result(
     assert len(content(folders["trade"])) > 5
 
 
+def test_a_baseline_exported_into_a_folder_is_named_by_its_days(invoke: Invoke, tmp_path: Path) -> None:
+    for given in ((), ("--from", "2025-04-30", "--to", "2025-05-03")):
+        invoke("baseline", "--run", "plain", *given, "--export-baseline-parquet", tmp_path)
+    names = sorted(file.name for file in tmp_path.glob("*.parquet"))
+    assert names == ["baseline_cache_2025-04-30_2025-05-03.parquet", "baseline_cache_2025-05-01_2025-05-01.parquet"]
+
+
 def test_a_folder_of_other_files_or_another_result_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
@@ -311,7 +318,7 @@ def test_store_duckdb_adds_the_result_to_the_alerts_database_once(
             "SELECT run_id, parameters::JSON ->> '$.strategy.tp' FROM bt.runs_d JOIN bt.metrics_f USING (result_key) "
             "WHERE caller IS NULL AND \"case\" = 'case'"
         ).fetchall()
-        baseline = connection.execute("SELECT * EXCLUDE (result_key) FROM baseline.alert_results_f").to_arrow_table()
+        baseline = connection.sql("SELECT * EXCLUDE (result_key) FROM baseline.alert_results_f").to_arrow_table()
         outcomes = connection.execute("SELECT alert_id, tp_sl_ret, exit_ts_utc FROM bt.alert_outcomes_f").fetchall()
         metrics = connection.execute("SELECT count(DISTINCT caller), count(*) FROM bt.metrics_f").fetchall()
     assert [name for (name,) in tables] == [
