@@ -317,6 +317,9 @@ def test_every_command_explains_itself():
         "verify",
         "diff",
         "reproduce",
+        "baseline",
+        "strategy",
+        "diff-results",
     }
     for name in names:
         result = runner.invoke(lake, [name, "--help"])
