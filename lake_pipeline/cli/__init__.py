@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 
 import click
 
@@ -40,11 +41,26 @@ for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS, *backtest.
     lake.add_command(command)
 
 
+def _not_said_before() -> Callable[[logging.LogRecord], bool]:
+    """A filter that lets each message through once."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in said
+        said.add(message)
+        return new
+
+    return is_new
+
+
 def main() -> None:
     """Run the command line; errors of the package become one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("urllib3", "clickhouse_connect"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log is in the error that follows
+    # Each step of a job reads the alerts, and has the same to say of them.
+    logging.getLogger("lake_pipeline.export").addFilter(_not_said_before())
     try:
         # Without standalone mode click returns what ctx.exit or Exit was given, and None after a command.
         sys.exit(lake(standalone_mode=False))

@@ -380,6 +380,7 @@ def test_the_documented_command_needs_nothing_else(tmp_path: Path) -> None:
     done = run_lake("baseline", *range_, "--min-trades", "1")
     assert done.returncode == 0, done.stderr
     assert "is exported and sealed first" in done.stderr
+    assert done.stderr.count("of 64 alerts rejected") == 1
     assert "callers with at least 1 ok alerts: " in done.stdout
     found = run_lake("strategy", *range_, "--format", "json")
     assert "is sealed already and is used" in found.stderr
