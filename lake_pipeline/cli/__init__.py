@@ -33,6 +33,12 @@ def lake() -> None:
         lake runs
         lake verify RUN
 
+    What the price did after each alert, and what trading them would have come to:
+
+    \b
+        lake baseline --run RUN
+        lake strategy --run RUN --tp 2.0 --sl 0.5
+
     Exit codes: 0 done, 1 a check failed, 2 usage or environment.
     """
 
