@@ -11,6 +11,7 @@ as long, of 1-second candles with and without window pruning, and a second time.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -317,9 +318,8 @@ def run_once(name: str, scale: str, folder: Path) -> dict[str, float]:
 
 def run_here(name: str, scale: str, folder: Path) -> dict[str, float]:
     """A contestant in this process: its own seconds, without start-up, and the memory it took."""
-    import lake_pipeline.api
-    import lake_pipeline.io.clickhouse
-
+    for module in ("api", "io.clickhouse"):
+        importlib.import_module(f"lake_pipeline.{module}")
     started = time.monotonic()
     found = CONTESTANTS[name][2](case_of(name, scale, folder))
     own = time.monotonic() - started
