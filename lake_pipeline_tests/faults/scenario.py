@@ -172,7 +172,7 @@ class Scenario:
         self._recording = self.folder / "recording.pickle"
         if in_child(self._prepare):
             raise RuntimeError("the undisturbed export failed")
-        self.alerts, self.source, self.expected, self.steps = pickle.loads(self._recording.read_bytes())
+        self.alerts, self.source, self.expected, self.steps, self.looks = pickle.loads(self._recording.read_bytes())
         self._base = hashes(self.base)
 
     @property
@@ -195,10 +195,12 @@ class Scenario:
         expected = hashes(self.run_folder)
         del expected["provenance.json"]
         steps: list[Step] = []
-        shutil.copytree(self.base, self.folder / "recorded")
-        with intercepted(self.folder / "recorded", recorder(steps)):
-            export(self.folder / "recorded", many_csv, source)
-        self._recording.write_bytes(pickle.dumps((many_csv, source, expected, steps)))
+        looks: list[Step] = []
+        for name, found in (("steps", steps), ("looks", looks)):
+            shutil.copytree(self.base, self.folder / name)
+            with intercepted(self.folder / name, recorder(found), looks=found is looks):
+                export(self.folder / name, many_csv, source)
+        self._recording.write_bytes(pickle.dumps((many_csv, source, expected, steps, looks)))
 
     def lake(self, name: str) -> Path:
         """A data root that holds `base`, by links."""
@@ -212,13 +214,15 @@ class Scenario:
         """Whether no point wrote to the sealed run whose files it linked."""
         return hashes(self.base) == self._base
 
-    def disturbed(self, root: Path, handler: Handler, *, threads: int = 1) -> tuple[int, str | None, bool]:
+    def disturbed(
+        self, root: Path, handler: Handler, *, threads: int = 1, looks: bool = False
+    ) -> tuple[int, str | None, bool]:
         """Export in a child with `handler` in its way: wait status, message of its error, and if that was ours."""
         said = root.with_suffix(".said")
 
         def victim() -> None:
             try:
-                with intercepted(root, handler):
+                with intercepted(root, handler, looks=looks):
                     export(root, self.alerts, self.source, threads=threads)
             except Exception as error:
                 text = str(error) if isinstance(error, LakeError) else "".join(traceback.format_exception(error))

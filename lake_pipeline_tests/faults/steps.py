@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("mkdir", "open", "write", "flush", "fsync", "link", "rename", "unlink")
-
 _WRITING = set("wax+")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call that changes what is on disk, the `number`th of its process; the path is relative to the folder."""
+    """One call that changes what is on disk, the `number`th of its process; the path is relative to the folder.
+
+    Kinds are `mkdir open write flush fsync link rename unlink`, and where looks count too `stat scandir read lock`.
+    """
 
     number: int
     kind: str
@@ -65,14 +66,17 @@ class _File:
 
 
 @contextlib.contextmanager
-def intercepted(root: Path, handler: Handler) -> Iterator[None]:
-    """Pass every durable step below `root` to `handler`, with the real call in its hand."""
+def intercepted(root: Path, handler: Handler, *, looks: bool = False) -> Iterator[None]:
+    """Pass every durable step below `root` to `handler`, with the real call in its hand; with `looks`, every look too."""
     numbers = itertools.count()
     lock = threading.Lock()
-    real = {name: getattr(os, name) for name in ("mkdir", "link", "rename", "replace", "unlink", "remove", "fsync")}
+    changes = ("mkdir", "link", "rename", "replace", "unlink", "remove", "fsync")
+    real = {name: getattr(os, name) for name in (*changes, "stat", "scandir", "open")}
     open_file = io.open
 
     def below(path: Any) -> str | None:
+        if isinstance(path, int):
+            return None
         text = os.path.abspath(os.fspath(path))  # noqa: PTH100 - no resolving: that would look at the disk
         if not text.startswith(f"{root}{os.sep}"):
             return None
@@ -97,9 +101,11 @@ def intercepted(root: Path, handler: Handler) -> Iterator[None]:
         return real["fsync"](descriptor) if path is None else step("fsync", path, lambda: real["fsync"](descriptor))
 
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
-        path = None if isinstance(file, int) or not _WRITING & set(mode) else below(file)
-        if path is None:
+        path = None if isinstance(file, int) else below(file)
+        if path is None or not (looks or _WRITING & set(mode)):
             return open_file(file, mode, *args, **more)
+        if not _WRITING & set(mode):
+            return step("read", path, lambda: open_file(file, mode, *args, **more))
         return _File(step("open", path, lambda: open_file(file, mode, *args, **more)), step, path)
 
     replaced: list[tuple[Any, str, Any]] = [
@@ -113,6 +119,12 @@ def intercepted(root: Path, handler: Handler) -> Iterator[None]:
         (io, "open", opened),
         (builtins, "open", opened),
     ]
+    if looks:
+        replaced += [
+            (os, "stat", wrapped("stat", real["stat"], 0)),
+            (os, "scandir", wrapped("scandir", real["scandir"], 0)),
+            (os, "open", wrapped("lock", real["open"], 0)),
+        ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     for owner, name, function in replaced:
         setattr(owner, name, function)
@@ -139,10 +151,11 @@ def killer(number: int, when: str) -> Handler:
     def handle(step: Step, action: Callable[[], Any], half: Callable[[], Any]) -> Any:
         if step.number != number:
             return action()
-        if when != "before":
-            (half if when == "during" else action)()
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("unreachable")
+        try:
+            if when != "before":
+                (half if when == "during" else action)()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return handle
 

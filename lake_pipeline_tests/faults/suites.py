@@ -36,10 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Suite:
-    """`attempt` runs in a process of the point's own, in which nothing but imports happened before.
-
-    `counts` is whether the points are disturbed exports; those of other suites are counted apart, by name.
-    """
+    """`attempt` runs in a process of the point's own, in which nothing but imports happened before."""
 
     name: str
     points: Callable[[Scenario], list[Point]]
@@ -135,7 +132,27 @@ def _error(scenario: Scenario, point: Point) -> Outcome:
     kinds, lasting = _ERRORS[name]
     root = scenario.lake(f"error-{number}-{name}-{when}")
     handler = failer(number, getattr(errno, name), kinds, when, lasting=lasting)
-    return _explained(scenario, root, handler, _ADVICE[name], root)
+    return _explained(scenario, root, handler, _ADVICE[name])
+
+
+# --- errors while looking --------------------------------------------------------------------------------------------
+
+
+def _look_points(scenario: Scenario) -> list[Point]:
+    """At the first and last look of each family: the disk fails once, or what is there may not be looked at."""
+    return [
+        Point(f"{name} before {step.kind} {step.path}", (*step.family, name), (step.number, name))
+        for step in _representatives(scenario.looks)
+        if step.kind in ("stat", "scandir", "read", "lock")
+        for name in ("EIO", "EACCES")
+    ]
+
+
+def _look(scenario: Scenario, point: Point) -> Outcome:
+    number, name = point.details
+    root = scenario.lake(f"look-{number}-{name}")
+    handler = failer(number, getattr(errno, name), frozenset(), "before", lasting=False)
+    return _explained(scenario, root, handler, _ADVICE[name], looks=True)
 
 
 # --- folders that vanish ---------------------------------------------------------------------------------------------
@@ -160,7 +177,7 @@ def _vanish(scenario: Scenario, point: Point) -> Outcome:
         if folder.exists():
             rename(folder, root.with_suffix(".gone"))
 
-    return _explained(scenario, root, surprise(number, vanish), None, root)
+    return _explained(scenario, root, surprise(number, vanish), None)
 
 
 # --- clocks that jump ------------------------------------------------------------------------------------------------
@@ -268,15 +285,17 @@ def _judged(scenario: Scenario, root: Path) -> Outcome:
     return outcome
 
 
-def _explained(scenario: Scenario, root: Path, handler: Handler, advice: str | None, place: Path) -> Outcome:
+def _explained(
+    scenario: Scenario, root: Path, handler: Handler, advice: str | None, *, looks: bool = False
+) -> Outcome:
     """The export either ends well or with an error of ours that says where and what to do."""
-    status, said, ours = scenario.disturbed(root, handler)
+    status, said, ours = scenario.disturbed(root, handler, looks=looks)
     outcome = _judged(scenario, root)
     if status:
         outcome.other.append(f"the process ended with status {status}")
     if not ours:
         outcome.other.append(f"not an error of ours: {said}")
-    elif said is not None and ((advice and advice not in said) or (str(place) not in said and RUN_ID not in said)):
+    elif said is not None and ((advice and advice not in said) or (str(root) not in said and RUN_ID not in said)):
         outcome.other.append(f"an error without place or advice: {said}")
     return outcome
 
@@ -285,8 +304,9 @@ KILLS = Suite("kill", _kill_points, _kill)
 ERRORS = Suite("I/O errors", _error_points, _error)
 VANISHED = Suite("vanished folders", _vanish_points, _vanish)
 CLOCKS = Suite("clocks", _clock_points, _clock)
+LOOKS = Suite("errors while looking", _look_points, _look)
 FLIPPED = Suite("flipped bytes", _flip_points, _flip)
-SUITES = (KILLS, ERRORS, VANISHED, CLOCKS, FLIPPED)
+SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED)
 
 
 def trials(scenario: Scenario, points: Sequence[tuple[Suite, Point]], jobs: int) -> Iterator[tuple[Point, Outcome]]:
