@@ -19,7 +19,7 @@ from lake_pipeline_tests.faults.suites import SUITES, sample, trials
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lake_pipeline_tests.faults", description=__doc__)
     parser.add_argument("--suite", choices=[suite.name for suite in SUITES], action="append", help="only this one")
-    parser.add_argument("--sample", action="store_true", help="one point of each kind of step")
+    parser.add_argument("--sample", type=int, metavar="N", help="N points or a few more, of as many kinds of step")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="points at once")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -31,8 +31,10 @@ def main() -> int:
             (suite, point)
             for suite in SUITES
             if not arguments.suite or suite.name in arguments.suite
-            for point in (sample(suite.points(scenario)) if arguments.sample else suite.points(scenario))
+            for point in suite.points(scenario)
         ]
+        if arguments.sample:
+            points = sample(points, arguments.sample)
         columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=len(points))

@@ -21,7 +21,7 @@ from typing import Any
 
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.verify import verify_run
-from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario
+from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario, save, saved
 from lake_pipeline_tests.faults.steps import Handler, Step, failer, killer, surprise
 
 
@@ -43,12 +43,13 @@ class Suite:
     attempt: Callable[[Scenario, Point], Outcome]
 
 
-def sample(points: Sequence[Point]) -> list[Point]:
-    """One point of each family, always the same: the one in the middle."""
-    families: dict[tuple[Any, ...], list[Point]] = {}
-    for point in points:
-        families.setdefault(point.family, []).append(point)
-    return [members[len(members) // 2] for members in families.values()]
+def sample(points: Sequence[tuple[Suite, Point]], count: int) -> list[tuple[Suite, Point]]:
+    """At least `count` points, if there are so many families, of families far apart; always the same ones."""
+    families: dict[tuple[Any, ...], list[tuple[Suite, Point]]] = {}
+    for suite, point in points:
+        families.setdefault((suite.name, *point.family), []).append((suite, point))
+    chosen = [members[len(members) // 2] for members in families.values()]
+    return chosen[:: max(1, len(chosen) // count)]
 
 
 def _representatives(steps: Sequence[Step]) -> list[Step]:
@@ -311,8 +312,6 @@ SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED)
 
 def trials(scenario: Scenario, points: Sequence[tuple[Suite, Point]], jobs: int) -> Iterator[tuple[Point, Outcome]]:
     """Try points, `jobs` at once, each in a forked process of its own; yields them as they are done."""
-    from lake_pipeline_tests.faults.scenario import save, saved
-
     waiting = list(enumerate(points))[::-1]
     running: dict[int, tuple[Point, Path]] = {}
     while waiting or running:
