@@ -113,9 +113,15 @@ def test_a_run_id_cannot_leave_its_folder(lake: LocalStore, tmp_path: Path, text
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".duckdb"])
-def test_a_file_name_of_any_characters_is_read_or_refused(tmp_path: Path, name: str, suffix: str) -> None:
+def test_a_file_name_of_any_characters_is_told_to_be_missing(
+    tmp_path: Path, source_of: SourceFactory, name: str, suffix: str
+) -> None:
+    path = str(tmp_path / f"{name}{suffix}")
     with pytest.raises(InputError):
-        load_alerts(SPEC, str(tmp_path / f"{name}{suffix}"))
+        load_alerts(SPEC, path)
+    if suffix != ".duckdb":
+        with pytest.raises(InputError):
+            load_candles(source_of("nowhere"), [path], chain="solana", interval_s=60)
 
 
 # --- files -----------------------------------------------------------------------------------------
