@@ -21,6 +21,7 @@ from typing import Any
 
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.verify import verify_run
+from lake_pipeline_tests.faults import memory
 from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario, save, saved
 from lake_pipeline_tests.faults.steps import Handler, Step, failer, killer, surprise
 
@@ -44,11 +45,11 @@ class Suite:
 
 
 def sample(points: Sequence[tuple[Suite, Point]], count: int) -> list[tuple[Suite, Point]]:
-    """At least `count` points, if there are so many families, of families far apart; always the same ones."""
+    """At least `count` points, if there are so many families, of families far apart, but not the slow one of memory."""
     families: dict[tuple[Any, ...], list[tuple[Suite, Point]]] = {}
     for suite, point in points:
         families.setdefault((suite.name, *point.family), []).append((suite, point))
-    chosen = [members[len(members) // 2] for members in families.values()]
+    chosen = [members[len(members) // 2] for family, members in families.items() if family[0] != MEMORY.name]
     return chosen[:: max(1, len(chosen) // count)]
 
 
@@ -276,6 +277,28 @@ def undetected(folder: Path, path: str, place: int, mask: int) -> str | None:
     return None
 
 
+# --- too little memory -----------------------------------------------------------------------------------------------
+
+
+def _memory_points(scenario: Scenario) -> list[Point]:
+    return [Point(f"a bucket ten times larger than {memory.ROOM_MB} MB", ("memory",), ())]
+
+
+def _memory(scenario: Scenario, point: Point) -> Outcome:
+    """Within `max_rows_in_flight` the bucket is exported; without that bound the limit is met, so it is a limit."""
+    folder = scenario.folder / "memory"
+    alerts = memory.fill(folder)
+    candles = memory.MINTS * memory.MINT_ROWS
+    outcome = Outcome()
+    done = memory.export_within(folder, alerts, folder / "bounded", 100_000)
+    if done.returncode or done.stdout != f"{candles} candles\n":
+        outcome.other.append(f"not exported within the limit: {done.stdout} {done.stderr[-1000:]}")
+    if memory.export_within(folder, alerts, folder / "whole", candles).returncode == 0:
+        outcome.other.append("the limit limits nothing")
+    shutil.rmtree(folder)
+    return outcome
+
+
 # --- all -------------------------------------------------------------------------------------------------------------
 
 
@@ -305,9 +328,10 @@ KILLS = Suite("kill", _kill_points, _kill)
 ERRORS = Suite("I/O errors", _error_points, _error)
 VANISHED = Suite("vanished folders", _vanish_points, _vanish)
 CLOCKS = Suite("clocks", _clock_points, _clock)
+MEMORY = Suite("memory", _memory_points, _memory)
 LOOKS = Suite("errors while looking", _look_points, _look)
 FLIPPED = Suite("flipped bytes", _flip_points, _flip)
-SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED)
+SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED, MEMORY)
 
 
 def trials(scenario: Scenario, points: Sequence[tuple[Suite, Point]], jobs: int) -> Iterator[tuple[Point, Outcome]]:
