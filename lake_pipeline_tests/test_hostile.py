@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ from lake_pipeline.core.alerts import RawAlerts, normalise_alerts
 from lake_pipeline.core.manifest import Manifest, Receipt, RunRecord, parse_record
 from lake_pipeline.core.spec import RunSpec, check_run_id
 from lake_pipeline.errors import ConfigError, InputError, LakeError, SourceError
-from lake_pipeline.export import export_buckets, load_alerts
+from lake_pipeline.export import load_alerts
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.layout import run_folder
 from lake_pipeline.io.load import load_candles
@@ -68,12 +69,20 @@ def written_below(folder: Path) -> set[str]:
 def test_mints_callers_and_ids_of_any_characters_go_through_the_whole_run_as_they_are(
     lake: LocalStore, engine: ClickHouseSource, source_of: SourceFactory, table: str, tmp_path: Path
 ) -> None:
-    engine.call("make a canary", lambda client: client.command("CREATE TABLE IF NOT EXISTS canary (x UInt8) ENGINE Log"))
+    engine.call(
+        "make a canary", lambda client: client.command("CREATE TABLE IF NOT EXISTS canary (x UInt8) ENGINE Log")
+    )
     texts = list(HOSTILE.values())
     create_table(engine, table, [Candle(text, T0_MS + n * 60_000, volume=n) for text in texts for n in range(4)])
     # As Parquet: CSV cannot hold a NUL and strips none of the rest.
     alerts = pa.table(
-        {"alert_id": texts, "mint": texts, "ts": [T0_MS + 120_000] * len(texts), "caller": texts, "chain": ["SOL"] * len(texts)}
+        {
+            "alert_id": texts,
+            "mint": texts,
+            "ts": [T0_MS + 120_000] * len(texts),
+            "caller": texts,
+            "chain": ["SOL"] * len(texts),
+        }
     )
     pq.write_table(alerts, tmp_path / "alerts.parquet")
     with_source = source_of(table)
@@ -99,11 +108,13 @@ def test_a_table_database_or_column_name_is_a_name_and_never_sql(source_of: Sour
 
 @pytest.mark.parametrize("text", ["t; DROP TABLE canary", "t WHERE 1", "system.one", "a`.`b", "(SELECT 1)"])
 def test_a_table_name_with_sql_in_it_is_not_found(source_of: SourceFactory, text: str) -> None:
-    with pytest.raises(SourceError, match="the table does not exist|refused the query"):
+    with pytest.raises(SourceError, match=r"the table does not exist|refused the query"):
         source_of(text).table()
 
 
-@pytest.mark.parametrize("text", [*HOSTILE.values(), "..", ".", "", "/", "a/b", "a\\b", "-x", "x" * 129, "x ", "é", "a\n"])
+@pytest.mark.parametrize(
+    "text", [*HOSTILE.values(), "..", ".", "", "/", "a/b", "a\\b", "-x", "x" * 129, "x ", "é", "a\n"]
+)
 def test_a_run_id_cannot_leave_its_folder(lake: LocalStore, tmp_path: Path, text: str) -> None:
     for action in (check_run_id, run_folder, lambda name: load_run(lake, name), lambda name: open_run(name, tmp_path)):
         with pytest.raises(LakeError):
@@ -173,15 +184,20 @@ def test_alerts_of_strange_types_and_times_are_refused_rejected_or_read(columns:
     table = pa.table(columns)
     try:
         normalised = normalise_alerts(RawAlerts(table, range(1, table.num_rows + 1), {}), SPEC)
-    except InputError as error:
-        assert len(str(error)) > 20
-    else:
-        assert normalised.alerts.num_rows == 1
+    except InputError:
+        return
+    assert normalised.alerts.num_rows == 1
 
 
 @pytest.mark.parametrize(("year", "usable"), [(1969, False), (1970, True), (2262, True), (2299, True), (2300, False)])
 def test_times_of_the_first_and_last_years_are_exported(
-    lake: LocalStore, engine: ClickHouseSource, source_of: SourceFactory, table: str, tmp_path: Path, year: int, usable: bool
+    lake: LocalStore,
+    engine: ClickHouseSource,
+    source_of: SourceFactory,
+    table: str,
+    tmp_path: Path,
+    year: int,
+    usable: bool,
 ) -> None:
     ts_ms = int(dt.datetime(year, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
     create_table(engine, table, [Candle("m", max(ts_ms, 0) + n * 60_000) for n in range(3)] if usable else [])
@@ -229,7 +245,10 @@ def test_a_corrupt_parquet_file_is_refused_as_alerts_and_as_candles(
 # --- settings --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", ["pre999999999_post1", "pre0_post999999999999", "pre-1_post1", "pre١_post1", "pre0_post0 ", "PRE0_POST0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "window",
+    ["pre999999999_post1", "pre0_post999999999999", "pre-1_post1", "pre\u0661_post1", "pre0_post0 ", "PRE0_POST0"],
+)
 def test_an_absurd_window_is_refused(window: str) -> None:
     with pytest.raises(ConfigError):
         RunSpec("1m", window)
@@ -245,7 +264,9 @@ def test_a_window_of_the_alerts_own_candle_alone_is_exported(
     assert verify_run(run.store, "own").ok
 
 
-@pytest.mark.parametrize("interval", ["0s", "1w", "١m", "-1m", "1", "m", "", "1M", "99999999999d", "1m\n", " 1m", "1e3s"])
+@pytest.mark.parametrize(
+    "interval", ["0s", "1w", "\u0661m", "-1m", "1", "m", "", "1M", "99999999999d", "1m\n", " 1m", "1e3s"]
+)
 def test_an_interval_that_is_none_is_refused(interval: str) -> None:
     with pytest.raises(ConfigError):
         RunSpec(interval, "pre1_post1")
@@ -282,10 +303,8 @@ def test_settings_of_any_values_are_understood_or_refused(model: Any, data: st.D
 @example(values={"compression": []}, keep=True)
 @example(values={"from_day": 5}, keep=True)
 def test_a_stored_spec_of_any_values_is_understood_or_refused(values: dict[str, Any], keep: bool) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         RunSpec.from_canonical({**SPEC.canonical(), **values} if keep else values)
-    except ConfigError:
-        pass
 
 
 # --- fuzz ------------------------------------------------------------------------------------------
@@ -305,7 +324,12 @@ _CELL = st.one_of(
     bom=st.booleans(),
 )  # fmt: skip
 def test_any_csv_is_read_or_refused_and_no_row_gets_lost(
-    tmp_path_factory: pytest.TempPathFactory, header: list[str], rows: list[list[str]], ending: str, quoted: bool, bom: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    header: list[str],
+    rows: list[list[str]],
+    ending: str,
+    quoted: bool,
+    bom: bool,
 ) -> None:
     def line(cells: list[str]) -> str:
         return ",".join('"' + cell.replace('"', '""') + '"' if quoted else cell for cell in cells)
@@ -354,9 +378,13 @@ def small_run(engine: ClickHouseSource, tmp_path_factory: pytest.TempPathFactory
         return OpenRun(sealed_run(LocalStore(folder / "data"), source, csv, SPEC, "fuzz"))
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "run.json", f"receipts/mint_bucket={sha1_bucket('m')}.json", "provenance.json"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "run.json", f"receipts/mint_bucket={sha1_bucket('m')}.json", "provenance.json"]
+)
 @given(data=st.data())
-def test_a_record_with_any_value_anywhere_is_refused_or_named(small_run: OpenRun, name: str, data: st.DataObject) -> None:
+def test_a_record_with_any_value_anywhere_is_refused_or_named(
+    small_run: OpenRun, name: str, data: st.DataObject
+) -> None:
     """Through everything that reads it: verify, open, read. Files elsewhere are neither read nor written."""
     path = Path(small_run.path, name)
     whole = path.read_bytes()

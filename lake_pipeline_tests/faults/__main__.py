@@ -51,8 +51,8 @@ def main() -> int:
                 other += len(outcome.other)
         other += not scenario.base_unchanged()
     sys.stdout.write(
-        f"{len(points):,} points tried, {partial} partial runs visible, {lost} rows lost, {duplicated} rows duplicated, "
-        f"{other} other findings\n"
+        f"{len(points):,} points tried, {partial} partial runs visible, {lost} rows lost, "
+        f"{duplicated} rows duplicated, {other} other findings\n"
     )
     return int(bool(partial or lost or duplicated or other))
 

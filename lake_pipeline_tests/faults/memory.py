@@ -16,16 +16,27 @@ import sys
 import threading
 from pathlib import Path
 
+from lake_pipeline.core import plan
 from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.io.clickhouse import ClickHouseSource, SourceConfig
 from lake_pipeline.io.store import LocalStore
-from lake_pipeline_tests.candles_for_tests import T0_MS, Alert, create_table, mint_name, sealed_run, sha1_bucket, write_alerts
+from lake_pipeline_tests.candles_for_tests import (
+    T0_MS,
+    Alert,
+    create_table,
+    mint_name,
+    sealed_run,
+    sha1_bucket,
+    write_alerts,
+)
 
-ROOM_MB = 40
+ROOM_MB = 90
 MINT_ROWS = 20_000
 # As the exporter holds them, a candle is some 60 bytes: ten times the room.
 MINTS = -(-ROOM_MB * 1_000_000 * 10 // 60 // MINT_ROWS)
 BUCKET = "00"
+# A query's result is held some six times over on its way; smaller ones than usual keep the test short.
+_SLICE_ROWS = 60_000
 _SPEC = RunSpec("1m", f"pre0_post{MINT_ROWS - 1}")
 
 
@@ -52,13 +63,16 @@ def fill(folder: Path, mints: int = MINTS) -> str:
     return write_alerts(folder / "large.csv", [Alert(name, name, T0_MS) for name in names])
 
 
-def export_within(folder: Path, alerts: str, data_root: Path, max_rows_in_flight: int) -> subprocess.CompletedProcess[str]:
+def export_within(
+    folder: Path, alerts: str, data_root: Path, max_rows_in_flight: int
+) -> subprocess.CompletedProcess[str]:
     """Export under the limit, from a gateway in front of the engine under `folder`; prints its candles."""
     gateway = subprocess.Popen(
         [sys.executable, "-m", "lake_pipeline_tests.gateway", "--path", str(folder / "clickhouse")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert gateway.stdin and gateway.stdout
+    assert gateway.stdin
+    assert gateway.stdout
     try:
         port = gateway.stdout.readline().strip()
         command = [sys.executable, "-m", __name__, port, alerts, str(data_root), str(max_rows_in_flight)]
@@ -79,6 +93,7 @@ def main() -> None:
     port, alerts, data_root, max_rows = sys.argv[1:]
     threading.stack_size(1 << 20)  # stacks count as data, used or not
     config = SourceConfig("not used", host="127.0.0.1", port=int(port), user="default", table="large")
+    plan.SLICE_ROWS = _SLICE_ROWS
     with ClickHouseSource(config) as source:
         source.table()
         limit = _data_kb() * 1024 + ROOM_MB * 1_000_000

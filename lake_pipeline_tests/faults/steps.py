@@ -67,7 +67,7 @@ class _File:
 
 @contextlib.contextmanager
 def intercepted(root: Path, handler: Handler, *, looks: bool = False) -> Iterator[None]:
-    """Pass every durable step below `root` to `handler`, with the real call in its hand; with `looks`, every look too."""
+    """Pass every durable step below `root` to `handler`, with the real call in its hand; with `looks`, looks too."""
     numbers = itertools.count()
     lock = threading.Lock()
     changes = ("mkdir", "link", "rename", "replace", "unlink", "remove", "fsync")
@@ -97,7 +97,7 @@ def intercepted(root: Path, handler: Handler, *, looks: bool = False) -> Iterato
         return run
 
     def fsync(descriptor: int) -> Any:
-        path = below(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = below(Path(f"/proc/self/fd/{descriptor}").readlink())
         return real["fsync"](descriptor) if path is None else step("fsync", path, lambda: real["fsync"](descriptor))
 
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:

@@ -187,7 +187,7 @@ def _vanish(scenario: Scenario, point: Point) -> Outcome:
 _YEAR_S = 31_557_600
 _JUMPS_S = {
     "back ten years": (0, -10 * _YEAR_S),
-    "back to 1970": (0, -10**12),
+    "back to 1970": (0, -(10**12)),
     "on sixty years": (0, 60 * _YEAR_S),
     "to and fro": (0, 86_400, -86_400, 40 * _YEAR_S, -20 * _YEAR_S),
 }
@@ -309,9 +309,7 @@ def _judged(scenario: Scenario, root: Path) -> Outcome:
     return outcome
 
 
-def _explained(
-    scenario: Scenario, root: Path, handler: Handler, advice: str | None, *, looks: bool = False
-) -> Outcome:
+def _explained(scenario: Scenario, root: Path, handler: Handler, advice: str | None, *, looks: bool = False) -> Outcome:
     """The export either ends well or with an error of ours that says where and what to do."""
     status, said, ours = scenario.disturbed(root, handler, looks=looks)
     outcome = _judged(scenario, root)

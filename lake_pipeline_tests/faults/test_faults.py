@@ -21,7 +21,7 @@ _RESULT = re.compile(
 
 
 def faults(*arguments: str, broken: str = "") -> tuple[int, list[int], str]:
-    """Run the program, on a package that `broken` changed first: exit code, the numbers of its line, what else it said."""
+    """Run the program on a package that `broken` changed: exit code, the numbers of its line, what else it said."""
     code = f"{broken}\nimport sys\nfrom lake_pipeline_tests.faults.__main__ import main\nsys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "--jobs", "2", *arguments], capture_output=True, text=True, timeout=300
