@@ -30,14 +30,14 @@ from lake_pipeline_tests.candles_for_tests import (
     write_alerts,
 )
 
-ROOM_MB = 90
+ROOM_MB = 60
 MINT_ROWS = 20_000
 # As the exporter holds them, a candle is some 60 bytes: ten times the room.
 MINTS = -(-ROOM_MB * 1_000_000 * 10 // 60 // MINT_ROWS)
 BUCKET = "00"
 # A query's result is held some six times over on its way; smaller ones than usual keep the test short.
 _SLICE_ROWS = 60_000
-_SPEC = RunSpec("1m", f"pre0_post{MINT_ROWS - 1}")
+_SPEC = RunSpec("1m", f"pre0_post{MINT_ROWS - 1}", target_file_mb=1)  # small parts have small row groups
 
 
 def fill(folder: Path, mints: int = MINTS) -> str:
@@ -76,8 +76,9 @@ def export_within(
     try:
         port = gateway.stdout.readline().strip()
         command = [sys.executable, "-m", __name__, port, alerts, str(data_root), str(max_rows_in_flight)]
-        # The system's allocator takes what it needs; others reserve large pieces at once.
-        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+        # An allocator that takes what is needed and gives it back: the limit is for the export.
+        allocator = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536"}
+        environment = {**os.environ, **allocator}
         return subprocess.run(command, capture_output=True, text=True, env=environment)
     finally:
         gateway.stdin.close()
