@@ -39,7 +39,7 @@ def test_a_disturbed_export_shows_no_partial_run_and_ends_as_an_undisturbed_one(
 
 _WRITES_IN_PLACE = """
 from lake_pipeline.io.store import LocalStore
-def create(self, path, data):
+def create(self, path, data, **_):
     self._path(path).parent.mkdir(parents=True, exist_ok=True)
     with self._path(path).open("xb") as file:
         file.write(data)
