@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DAGSTER_HOME := $(CURDIR)/.dagster
 DATA_ROOT ?= data
 
-.PHONY: demo test check ui bench format clean help
+.PHONY: demo test faults check ui bench format clean help
 
 help:  ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -16,6 +16,9 @@ demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Synthetic candles into 
 
 test: $(VENV)/installed  ## All tests
 	$(BIN)/python -m pytest -n auto -q
+
+faults: $(VENV)/installed  ## Kill, fail and tamper at every step of an export; ends with one line of counts
+	$(BIN)/python -m lake_pipeline_tests.faults
 
 check: $(VENV)/installed  ## Lint, types, import boundaries
 	$(BIN)/ruff check .

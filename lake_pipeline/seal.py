@@ -109,6 +109,7 @@ def seal_run(
     before = previous.manifest().as_previous() if previous else None
     with run.store.lock(exclusive=True):
         if run.sealed:
+            _remove_unfinished(run)
             return SealResult(require_verified(run, threads=threads), created=False)
         receipts = _receipts(run, threads)
         alerts = run.alerts()
@@ -224,22 +225,25 @@ def _entry(run: Run, path: str, rows: int) -> FileEntry:
 
 
 def _refuse_foreign_files(run: Run, manifest: Manifest) -> None:
-    """RunError for files nobody accounts for; unfinished writes of dead processes are removed."""
+    """StoreError for files nobody accounts for; unfinished writes of dead processes are removed."""
     known = {entry.path for entry in (*manifest.files, *manifest.records)}
     # A manifest is there by now only where there are no locks; creating ours will tell.
     known |= {layout.RUN_RECORD, layout.PROVENANCE, layout.CHECKSUMS, layout.MANIFEST}
-    foreign = []
-    for file in run.store.files():
-        if file.temporary:
-            run.store.delete(file.path)
-        elif file.path not in known:
-            foreign.append(file.path)
+    _remove_unfinished(run)
+    foreign = [file.path for file in run.store.files() if file.path not in known]
     if foreign:
         shown = ", ".join(foreign[:5])
         raise StoreError(
             f"run {run.run_id}: {len(foreign)} files in the run's folder are not part of it: {shown}"
             f"{' ...' if len(foreign) > 5 else ''}. Nothing is deleted: move them out of {run.store.uri} and seal again"
         )
+
+
+def _remove_unfinished(run: Run) -> None:
+    """Delete what dead processes left half written. The caller holds the run's exclusive lock, if any."""
+    for file in run.store.files():
+        if file.temporary:
+            run.store.delete(file.path)
 
 
 def _write_checksums(run: Run, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import Run, load_run
 from lake_pipeline.seal import cover_run, seal_run
+from lake_pipeline.verify import verify_run
 from lake_pipeline_tests.candles_for_tests import MARKET_SPEC, seal, sha1_bucket, start_run
 from lake_pipeline_tests.conftest import Market
 
@@ -176,6 +177,15 @@ def test_unfinished_writes_of_dead_processes_do_not_stop_the_seal(exported: Run)
     dead.write_bytes(b"half")
     assert seal(exported).created
     assert not dead.exists()
+
+
+def test_a_process_that_died_just_after_the_seal_spoils_nothing(copied_lake: LocalStore) -> None:
+    run = load_run(copied_lake, "plain")
+    left = folder_of(run) / ".lake-tmp-1-0123456789abcdef"
+    left.hardlink_to(folder_of(run) / "manifest.json")
+    assert verify_run(run.store, "plain").ok
+    assert not seal_run(run).created
+    assert not left.exists()
 
 
 def test_sealing_a_sealed_run_verifies_it_and_changes_nothing(

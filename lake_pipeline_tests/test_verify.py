@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lake_pipeline.errors import RunNotFound, RunNotSealed, VerificationFailed
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import Run, load_run
 from lake_pipeline.verify import require_verified, verify_run
+from lake_pipeline_tests.faults.suites import undetected
 
 SLICES = "slices/ohlcv/interval=1m/window=pre10_post20"
 
@@ -113,6 +116,45 @@ def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(
     assert faults
     named = "manifest.json" if kind == "manifest" else path.relative_to(folder).as_posix()
     assert any(named in fault for fault in faults)
+
+
+@pytest.fixture(scope="module")
+def spoilt(sealed_lake: LocalStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run `plain` in which each example changes a byte and puts it back."""
+    folder = tmp_path_factory.mktemp("spoilt") / "run_id=plain"
+    shutil.copytree(folder_of(sealed_lake), folder)
+    return folder
+
+
+@given(data=st.data())
+def test_any_changed_byte_of_any_sealed_file_is_found_and_the_file_named(spoilt: Path, data: st.DataObject) -> None:
+    files = sorted(path.relative_to(spoilt).as_posix() for path in spoilt.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from([name for name in files if name != "provenance.json"]))
+    place = data.draw(st.integers(0, (spoilt / path).stat().st_size - 1))
+    assert undetected(spoilt, path, place, data.draw(st.integers(1, 255))) is None
+
+
+def test_every_file_is_missed_and_each_cut_short_is_named(spoilt: Path) -> None:
+    files = [path for path in sorted(spoilt.rglob("*")) if path.is_file() and path.name != "provenance.json"]
+    for path in files[::5]:
+        name = path.relative_to(spoilt).as_posix()
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        assert any(name in fault for fault in faults_of(spoilt)), name
+        path.unlink()
+        if name != "manifest.json":
+            assert any(name in fault for fault in faults_of(spoilt)), name
+        path.write_bytes(whole)
+    assert faults_of(spoilt) == []
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../etc/passwd", "a\0b", "x" * 5000, "receipts", "inputs/."])
+def test_a_manifest_that_lists_another_place_is_a_fault_and_no_error(copied_lake: LocalStore, path: str) -> None:
+    folder = folder_of(copied_lake)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"][0]["path"] = path
+    (folder / "manifest.json").write_bytes(canonical(manifest))
+    assert any("manifest.json" in fault for fault in faults_of(folder))
 
 
 def test_requiring_a_verified_run_raises_every_fault(copied_lake: LocalStore) -> None:
@@ -315,6 +357,15 @@ def test_the_forger_of_these_tests_forges_well(copied_lake: LocalStore) -> None:
         rewrite(a_part(folder_of(copied_lake, run_id)), lambda table: table)
         rehash(folder_of(copied_lake, run_id))
         assert faults_of(folder_of(copied_lake, run_id)) == []
+
+
+def test_receipts_of_another_run_are_found_though_every_hash_is_right(copied_lake: LocalStore) -> None:
+    plain, strict = folder_of(copied_lake), folder_of(copied_lake, "strict")
+    empty = "receipts/mint_bucket=00.json"
+    assert json.loads((strict / empty).read_bytes())["files"] == []
+    shutil.copy(strict / empty, plain / empty)
+    rehash(plain)
+    assert f"{empty} is not a receipt of bucket 00 of this run" in faults_of(plain)
 
 
 def later(ms: int) -> Callable[[Any], Any]:

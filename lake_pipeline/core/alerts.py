@@ -49,6 +49,8 @@ _ROLES: Final = tuple(COLUMN_NAMES)
 FIRST_MILLISECOND_VALUE: Final = 100_000_000_000
 END_OF_TIME_MS: Final = 10_413_792_000_000  # 2300-01-01, the end of ClickHouse's DateTime64
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+# Arrow's units of time as a fraction of milliseconds.
+_UNIT_MS: Final = {"day": (86_400_000, 1), "s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?", re.ASCII)
 _COMPACT_DATE = re.compile(r"(19|20|21|22)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])", re.ASCII)
 
@@ -191,10 +193,11 @@ def _parse_times(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, dict[i
     values: list[int | None] = []
     reasons: dict[int, str] = {}
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        instants = column.cast(pa.timestamp("ns" if _is_ns(column.type) else "us", getattr(column.type, "tz", None)))
-        divisor = 1_000_000 if _is_ns(column.type) else 1_000
+        times, per = _UNIT_MS["day" if pa.types.is_date32(column.type) else getattr(column.type, "unit", "ms")]
+        numbers = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64()).to_pylist()
+        # In Python's integers: Arrow's casts between units refuse a whole column for one instant out of range.
         # Floor, not truncate, so that no instant moves into a later millisecond.
-        values = [None if value is None else value // divisor for value in instants.cast(pa.int64()).to_pylist()]
+        values = [None if value is None else value * times // per for value in numbers]
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         for row, text in enumerate(column.to_pylist()):
             try:
@@ -220,10 +223,6 @@ def _parse_times(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, dict[i
         else:
             result[row] = value
     return result, reasons
-
-
-def _is_ns(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(type_) and type_.unit == "ns")
 
 
 def _number_to_ms(value: Any, is_ms: bool) -> int | None:

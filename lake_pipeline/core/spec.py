@@ -127,7 +127,7 @@ class RunSpec:
             for name in ("from_day", "to_day"):
                 fields[name] = dt.date.fromisoformat(fields[name]) if fields[name] else None
             return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a run spec: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -52,8 +53,8 @@ def _contents(path: str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"alerts file {path} does not exist (looked from {Path.cwd()}); check the path") from None
-    except OSError as error:
-        raise InputError(f"alerts file {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"alerts file {path} cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 def _fetch(url: str) -> bytes:
@@ -139,7 +140,7 @@ def _read_duckdb(path: str, table: str | None) -> RawAlerts:
 
     if "://" in path:
         raise ConfigError(f"alerts {path!r}: a DuckDB database is read from a local file, not from a URL")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names no file can have
         raise InputError(f"alerts database {path} does not exist (looked from {Path.cwd()}); check the path")
     try:
         with duckdb.connect(path, read_only=True) as connection:

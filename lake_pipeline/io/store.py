@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,12 @@ class LocalStore:
 
     def exists(self, path: str) -> bool:
         """Whether there is a file of this name."""
-        return self._path(path).is_file()
+        # Not Path.is_file, which takes some errors for an answer: "cannot tell" must not read as "not sealed".
+        with explained("look at", self._path(path)):
+            try:
+                return stat.S_ISREG(self._path(path).stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def read(self, path: str) -> bytes:
         """All of a file."""
@@ -317,7 +323,7 @@ class LocalStore:
             os.close(descriptor)
 
     def _path(self, path: str) -> Path:
-        if path.startswith("/") or ".." in path.split("/"):
+        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise StoreError(f"path {path!r} leaves the folder {self.root}")
         return self.root / path
 

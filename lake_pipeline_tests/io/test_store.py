@@ -210,6 +210,19 @@ def test_reading_what_is_not_there_says_so(store: Store) -> None:
             read("nothing")
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG])
+def test_a_file_that_cannot_be_looked_at_is_not_taken_for_missing(
+    lake: LocalStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    lake.create("f", b"data")
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(StoreError, match=r"cannot look at .*f: "):
+        lake.exists("f")
+
+
 def test_a_folder_that_may_not_be_written_is_named(lake: LocalStore) -> None:
     lake.root.mkdir(parents=True)
     lake.root.chmod(0o500)
