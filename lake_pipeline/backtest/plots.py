@@ -105,7 +105,7 @@ def outcome_bars(exit_reasons: Mapping[str, int]) -> bytes:
     figure = _figure(7.2, 2.8)
     axes = figure.add_subplot()
     _style(axes, "trades", None)
-    names = list(exit_reasons)[::-1]
+    names = [name for name in _REASONS if name in exit_reasons][::-1]
     counts = [exit_reasons[name] for name in names]
     total = sum(counts)
     if not total:
@@ -129,6 +129,8 @@ def replay_picture(replay: Replay, format_: Literal["png", "svg"] = "png") -> by
 
     Shows the position and half as many candles after it; more than some 160 are drawn together, a few to a bar.
     """
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     figure = _figure(9.6, 5.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     trade = replay.trade
@@ -181,23 +183,21 @@ def replay_picture(replay: Replay, format_: Literal["png", "svg"] = "png") -> by
         )  # fmt: skip
     if replay.target is not None:
         above.plot([edges[0], edges[-1]], [replay.target] * 2, color=_REASONS["tp"], linewidth=1.4, label="take-profit")
-    above.plot(
-        left[0],
-        trade["entry_price"],
-        ">",
-        color=_BLUE,
-        markersize=9,
-        markeredgecolor=_GROUND,
-        label="entry",
-        zorder=5,
-    )
+    marker: dict[str, Any] = {"linestyle": "none", "markersize": 10, "markeredgecolor": _GROUND, "zorder": 5}
+    above.plot(left[0], trade["entry_price"], marker=">", color=_BLUE, label="entry", **marker)
     ended = f"exit ({trade['tp_sl_exit_reason']})"
     above.plot(hours[held - 1] + width / 2, trade["exit_price"], marker="X", color=_INK, label=ended, **marker)
     for axes in (above, below):
         axes.axvspan(edges[0], edges[-1], color=_BLUE, alpha=0.06, linewidth=0)
     above.set_xlim(left[0] - width * per_bar, hours[-1] + width * (per_bar + 1))
     above.ticklabel_format(axis="y", useOffset=False, style="plain")
-    below.yaxis.set_major_locator(_whole_numbers(3))
+    below.yaxis.set_major_formatter(EngFormatter(sep=""))
+    below.yaxis.set_major_locator(MaxNLocator(3))
+    entry = trade["entry_price"]
+    multiples = above.secondary_yaxis("right", functions=(lambda price: price / entry, lambda times: times * entry))
+    multiples.yaxis.set_major_formatter("{x:g}x")
+    multiples.tick_params(colors=_QUIET, labelcolor=_QUIET, labelsize=9)
+    multiples.spines["right"].set_visible(False)
     if per_bar > 1:
         below.annotate(
             f"{per_bar} candles a bar", (0.99, 0.85), xycoords="axes fraction", ha="right", va="top", color=_QUIET,

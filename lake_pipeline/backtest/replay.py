@@ -60,7 +60,7 @@ class Replay:
                 events.append("entry")
             if index == self.exit_index:
                 events.append(f"exit: {self.trade['tp_sl_exit_reason']}")
-            row["timestamp"] = row["timestamp"].isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            row["timestamp"] = row["timestamp"].isoformat().replace("+00:00", "Z")
             row["stop_level"] = stop if held and not np.isnan(stop) else None
             row["stop_reason"] = self.stop_reason[index] if held else None
             row["tp_level"] = self.target if held else None

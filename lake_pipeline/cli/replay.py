@@ -117,9 +117,13 @@ def _shortened(rows: list[dict[str, Any]], exit_index: int | None) -> list[dict[
             left_out = f"... {index - expected:,} more ..."
             lines.append({name: left_out if name == "timestamp" else "" for name in rows[0]})
         if index < len(rows):
-            lines.append(rows[index])
+            lines.append({name: _short(value) for name, value in rows[index].items()})
         expected = index + 1
     return lines
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 COMMANDS = (replay,)
