@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,23 +166,13 @@ def replay_picture(replay: Replay, format_: Literal["png", "svg"] = "png") -> by
     colours = np.where(closes >= opens, _UP, _DOWN)
     above.vlines(middle, lows, highs, color=colours, linewidth=0.9)
     # A candle that opens and closes at one price is a line, not nothing.
-    height = np.maximum(np.abs(closes - opens), (highs.max() - lows.min()) * 0.002)
+    height = np.maximum(np.abs(closes - opens), (highs.max() - lows.min()) * 0.004)
     above.bar(middle, height, width * per_bar * 0.75, np.minimum(opens, closes), color=colours)
     below.bar(middle, volumes, width * per_bar * 0.75, color=colours)
 
-    # The stop of a candle holds from its open to its end.
     edges = np.append(hours[:held], hours[held - 1] + width)
-    for reason in dict.fromkeys(filter(None, replay.stop_reason[:held])):
-        level = np.array([
-            stop if name == reason else np.nan
-            for stop, name in zip(replay.stop[:held], replay.stop_reason[:held], strict=True)
-        ])  # fmt: skip
-        above.plot(
-            edges, np.append(level, level[-1]), color=_REASONS[reason], linewidth=1.4, drawstyle="steps-post",
-            label=f"stop ({reason})",
-        )  # fmt: skip
-    if replay.target is not None:
-        above.plot([edges[0], edges[-1]], [replay.target] * 2, color=_REASONS["tp"], linewidth=1.4, label="take-profit")
+    seen = [lows.min(), highs.max(), trade["entry_price"], trade["exit_price"]]
+    _draw_levels(above, replay, edges, min(seen), max(seen))
     marker: dict[str, Any] = {"linestyle": "none", "markersize": 10, "markeredgecolor": _GROUND, "zorder": 5}
     above.plot(left[0], trade["entry_price"], marker=">", color=_BLUE, label="entry", **marker)
     ended = f"exit ({trade['tp_sl_exit_reason']})"
@@ -191,7 +181,8 @@ def replay_picture(replay: Replay, format_: Literal["png", "svg"] = "png") -> by
         axes.axvspan(edges[0], edges[-1], color=_BLUE, alpha=0.06, linewidth=0)
     above.set_xlim(left[0] - width * per_bar, hours[-1] + width * (per_bar + 1))
     above.ticklabel_format(axis="y", useOffset=False, style="plain")
-    below.yaxis.set_major_formatter(EngFormatter(sep=""))
+    thousands = EngFormatter(sep="")
+    below.yaxis.set_major_formatter(lambda value, _: thousands(value) if value >= 1000 else f"{value:g}")
     below.yaxis.set_major_locator(MaxNLocator(3))
     entry = trade["entry_price"]
     multiples = above.secondary_yaxis("right", functions=(lambda price: price / entry, lambda times: times * entry))
@@ -205,6 +196,30 @@ def replay_picture(replay: Replay, format_: Literal["png", "svg"] = "png") -> by
         )  # fmt: skip
     _legend(above, loc="best", ncols=2)
     return _bytes(figure, format_)
+
+
+def _draw_levels(axes: Axes, replay: Replay, edges: npt.NDArray[np.float64], low: float, high: float) -> None:
+    """The stops by reason and the take-profit. One that would flatten the candles is named in the legend only."""
+    held = len(edges) - 1
+    reasons = np.array([reason or "" for reason in replay.stop_reason[:held]])
+    levels = [
+        (f"stop ({reason})", reason, np.where(reasons == reason, replay.stop[:held], np.nan))
+        for reason in dict.fromkeys(filter(None, replay.stop_reason[:held]))
+    ]
+    if replay.target is not None:
+        levels.append(("take-profit", "tp", np.full(held, replay.target)))
+    room = (high - low) or high * 0.1
+    nearest, farthest = low - room, high + room
+    for label, reason, level in levels:
+        near = (np.nanmin(level) >= nearest) and (np.nanmax(level) <= farthest)
+        # The level of a candle holds from its open to its end.
+        shown = np.append(level, level[-1]) if near else np.full(len(edges), np.nan)
+        name = label if near else f"{label}, {level[~np.isnan(level)][-1]:.4g}: off the picture"
+        axes.plot(edges, shown, color=_REASONS[reason], linewidth=1.4, drawstyle="steps-post", label=name)
+        if near:
+            low, high = min(low, np.nanmin(level)), max(high, np.nanmax(level))
+    edge = 0.05 * ((high - low) or high * 0.1)
+    axes.set_ylim(low - edge, high + edge)
 
 
 def _time_unit(span_ms: int) -> tuple[int, str]:
@@ -228,13 +243,21 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _bytes(figure: Figure, format_: Literal["png", "svg"] = "png") -> bytes:
-    """The picture, without date and version."""
+    """The picture, without date and version. A PNG has 128 colours, which is a third of the size and looks the same."""
     import matplotlib as mpl
+    from PIL import Image
 
     buffer = io.BytesIO()
-    # Ids in an SVG are random without a salt, which is no argument of savefig.
-    with mpl.rc_context({"svg.hashsalt": "lake"}) if format_ == "svg" else nullcontext():
-        figure.savefig(buffer, format=format_, metadata={"Date": None} if format_ == "svg" else {"Software": None})
+    if format_ == "svg":
+        # Ids in an SVG are random without a salt, which is no argument of savefig.
+        with mpl.rc_context({"svg.hashsalt": "lake"}):
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+    figure.savefig(buffer, format="png")
+    with Image.open(buffer) as image:
+        few = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -47,6 +48,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@functools.cache
 def digests() -> str:
     return "\n".join(f"{name} {hashlib.sha256(draw()).hexdigest()}" for name, draw in PICTURES.items())
 
@@ -54,24 +56,22 @@ def digests() -> str:
 @pytest.mark.parametrize("name", [name for name in PICTURES if "svg" not in name])
 def test_a_picture_is_a_small_png_with_a_ground_of_its_own(name: str) -> None:
     data = PICTURES[name]()
-    assert len(data) < 75_000  # as text in an event, under 100 kB
+    assert len(data) < 65_000  # as text in an event it is a third more
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         assert image.format == "PNG"
         assert image.width <= 1000
-        assert set(image.info) <= {"dpi"}  # no version, no date
-        pixels = image.convert("RGBA")
-        assert pixels.getextrema()[3] == (255, 255)
-        assert pixels.getpixel((0, 0)) == (255, 255, 255, 255)
+        assert not image.info  # no version, no date, nothing to see through
+        pixels = image.convert("RGB")
+        assert min(pixels.getpixel((0, 0))) > 250
         assert len(pixels.getcolors(1 << 24)) > 10  # something is on it
 
 
 def test_pictures_are_the_same_bytes_in_every_process() -> None:
     code = "from lake_pipeline_tests.backtest.test_plots import digests; print(digests())"
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == digests()
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digests()
 
 
 def test_other_figures_are_another_picture() -> None:
@@ -93,9 +93,9 @@ def test_neither_matplotlib_nor_its_state_is_touched_before_or_after_drawing() -
         "import sys, lake_pipeline.backtest.plots as plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import matplotlib\n"
-        "before = dict(matplotlib.rcParams)\n"
+        "before = list(dict.items(matplotlib.rcParams))\n"  # by dict: a look at the backend would set it
         "plots.outcome_bars({'tp': 1})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert dict(matplotlib.rcParams) == before\n"
+        "assert list(dict.items(matplotlib.rcParams)) == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

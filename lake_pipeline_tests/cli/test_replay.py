@@ -96,9 +96,7 @@ def test_the_table_shows_the_beginning_and_the_exit_and_counts_what_it_leaves_ou
 
 
 @pytest.mark.parametrize(("name", "magic"), [("trade.png", b"\x89PNG"), ("trade.SVG", b"<?xml")])
-def test_the_picture_is_of_the_kind_its_name_says(
-    copied_lake: LocalStore, tmp_path: Path, name: str, magic: bytes
-) -> None:
+def test_the_picture_is_of_the_kind_its_name_says(copied_lake, tmp_path, name, magic) -> None:
     file = tmp_path / name
     assert f"drawn in {file}" in replay(copied_lake, "000-0", "--plot", str(file)).stdout
     assert file.read_bytes().startswith(magic)
