@@ -1,11 +1,12 @@
 """Settings as people write them: run config, JSON files, keyword arguments. One model for all edges.
 
-The values are checked in `core.spec` and `io.clickhouse`; here are names, defaults and descriptions. The
-environment is read when a property or method is used, never at import.
+The values are checked in `core.spec`, `io.clickhouse` and `backtest.config`; here are names, defaults and
+descriptions. The environment is read when a property or method is used, never at import.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import os
 from collections.abc import Mapping
@@ -14,6 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lake_pipeline.backtest.config import (
+    AlertSelection,
+    BaselineConfig,
+    CallerConfig,
+    StrategyConfig,
+    parse_tiers,
+)
 from lake_pipeline.core.alerts import NormalisedAlerts
 from lake_pipeline.core.manifest import RunRecord
 from lake_pipeline.core.spec import RunSpec
@@ -23,9 +31,20 @@ from lake_pipeline.io.source import DEFAULT_TABLE, CandleSource
 from lake_pipeline.io.store import Store, open_store
 
 if TYPE_CHECKING:
+    from lake_pipeline.backtest import BaselineResult
     from lake_pipeline.io.clickhouse import ClickHouseSource
+    from lake_pipeline.run import Run
 
-__all__ = ["LakeSettings", "RunSettings", "SourceSettings", "local_root", "parse_day", "parse_settings"]
+__all__ = [
+    "BaselineSettings",
+    "LakeSettings",
+    "RunSettings",
+    "SourceSettings",
+    "StrategySettings",
+    "local_root",
+    "parse_day",
+    "parse_settings",
+]
 
 DEFAULT_DATA_ROOT = "data"
 
@@ -155,6 +174,103 @@ class RunSettings(_Settings):
     def identify(self, alerts: NormalisedAlerts, source: CandleSource) -> RunRecord:
         """The identity of the run these settings make of these alerts and this source."""
         return identify_run(self.spec(), alerts, source.identity(), self.run_id)
+
+
+class BaselineSettings(_Settings):
+    """Which alerts of a run are measured, for how long, and how their callers are scored.
+
+    The constants of the score are explained in `lake_pipeline.backtest.callers`.
+    """
+
+    horizon_hours: float = Field(
+        default=BaselineConfig.horizon_hours,
+        description="Length of a path from the entry on; the window may end first.",
+    )
+    max_entry_lag: int = Field(
+        default=BaselineConfig.max_entry_lag, description="Candles the first one may come late before it is late_entry."
+    )
+    from_day: str | None = Field(default=None, description="First UTC day of alerts, YYYY-MM-DD.")
+    to_day: str | None = Field(default=None, description="Last UTC day of alerts, inclusive, YYYY-MM-DD.")
+    callers: list[str] | None = Field(default=None, description="Only alerts of these callers. Default: of all.")
+    min_trades: int = Field(
+        default=CallerConfig.min_trades, description="Alerts with status ok a caller needs to be in the caller table."
+    )
+    confidence_n: float = Field(default=CallerConfig.confidence_n, description="Score: conf = sqrt(n / (n + this)).")
+    tail_p75_weight: float = Field(
+        default=CallerConfig.tail_p75_weight, description="Score: weight of p75 over the median ATH."
+    )
+    tail_p95_weight: float = Field(
+        default=CallerConfig.tail_p95_weight, description="Score: weight of p95 over the p75 of the ATH."
+    )
+    fast_weight: float = Field(default=CallerConfig.fast_weight, description="Score: weight of reaching 2x quickly.")
+    fast_minutes: float = Field(
+        default=CallerConfig.fast_minutes, description="Score: fast = exp(-median minutes to 2x / this)."
+    )
+    discipline_bonus: float = Field(
+        default=CallerConfig.discipline_bonus, description="Score: bonus of many 2x with a small drawdown before."
+    )
+    discipline_hit_2x: float = Field(
+        default=CallerConfig.discipline_hit_2x, description="Score: share of 2x the bonus needs."
+    )
+    drawdown_limit: float = Field(
+        default=CallerConfig.drawdown_limit, description="Score: median drawdown before 2x that is still no fault."
+    )
+    penalty_steepness: float = Field(
+        default=CallerConfig.penalty_steepness, description="Score: how fast the penalty grows beyond that limit."
+    )
+
+    def selection(self) -> AlertSelection:
+        """The validated selection. Raises ConfigError."""
+        return AlertSelection(
+            parse_day("from_day", self.from_day),
+            parse_day("to_day", self.to_day),
+            None if self.callers is None else tuple(self.callers),
+        )
+
+    def baseline(self) -> BaselineConfig:
+        """The validated settings of paths and metrics. Raises ConfigError."""
+        return BaselineConfig(self.horizon_hours, self.max_entry_lag)
+
+    def caller_config(self) -> CallerConfig:
+        """The validated settings of the caller table. Raises ConfigError."""
+        return CallerConfig(**self.model_dump(include={field.name for field in dataclasses.fields(CallerConfig)}))
+
+    def result(self, lake: Store, run: Run, threads: int) -> BaselineResult:
+        """The baseline of a sealed run with its caller table, found or computed (`backtest.baseline_result`)."""
+        from lake_pipeline.backtest import baseline_result
+
+        return baseline_result(lake, run, self.baseline(), self.caller_config(), self.selection(), threads=threads)
+
+
+class StrategySettings(_Settings):
+    """One strategy; the rules are those of `lake_pipeline.backtest.exits`."""
+
+    tp: float | None = Field(default=StrategyConfig.tp, description="Take-profit, a multiple of the entry price.")
+    sl: float | None = Field(default=StrategyConfig.sl, description="Stop-loss, a multiple of the entry price.")
+    intrabar_order: str = Field(
+        default=StrategyConfig.intrabar_order, description="Both levels in one candle: sl_first or tp_first."
+    )
+    fill: str = Field(
+        default=StrategyConfig.fill,
+        description="gap: a stop the open is beyond fills at the open; level: at the stop.",
+    )
+    fee_bps: float = Field(default=StrategyConfig.fee_bps, description="Fees of the round trip, basis points.")
+    slippage_bps: float = Field(default=StrategyConfig.slippage_bps, description="Slippage of each side, basis points.")
+    time_stop_hours: float | None = Field(default=None, description="Close after so long at the latest.")
+    trail_activation: float | None = Field(
+        default=None, description="Gain that starts the trailing stop (0.5 is +50 %). Default: none is needed."
+    )
+    trail_distance: float | None = Field(default=None, description="Trailing stop: fraction below the earlier peak.")
+    breakeven_trigger: float | None = Field(default=None, description="Gain that moves the stop to break-even.")
+    breakeven_offset: float | None = Field(default=None, description="Where to, over the entry price. Default: 0.")
+    tiers: str = Field(default="", description="Stop ladder 2x:1.2,3x:1.6: at 2x the stop moves to 1.2x, and so on.")
+    risk_per_trade: float = Field(
+        default=StrategyConfig.risk_per_trade, description="Fraction of the equity that a stop at `sl` costs."
+    )
+
+    def strategy(self) -> StrategyConfig:
+        """The validated strategy. Raises ConfigError."""
+        return StrategyConfig(**{**self.model_dump(), "tiers": parse_tiers(self.tiers)})
 
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)

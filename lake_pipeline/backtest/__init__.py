@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from lake_pipeline.backtest.exits import simulate, stop_levels
     from lake_pipeline.backtest.paths import CandlePath, PathBlock, Paths, open_paths
+    from lake_pipeline.backtest.replay import Replay, replay_alert
     from lake_pipeline.backtest.results import (
         BaselineResult,
         Result,
@@ -53,6 +54,7 @@ _HOME = {
     "CandlePath": "paths",
     "PathBlock": "paths",
     "Paths": "paths",
+    "Replay": "replay",
     "Result": "results",
     "StrategyConfig": "config",
     "StrategyResult": "results",
@@ -66,6 +68,7 @@ _HOME = {
     "per_alert_result": "results",
     "per_caller_result": "results",
     "per_trade_result": "results",
+    "replay_alert": "replay",
     "simulate": "exits",
     "stop_levels": "exits",
     "strategy_result": "results",
@@ -87,6 +90,7 @@ __all__ = [
     "CandlePath",
     "PathBlock",
     "Paths",
+    "Replay",
     "Result",
     "StrategyConfig",
     "StrategyResult",
@@ -100,6 +104,7 @@ __all__ = [
     "per_alert_result",
     "per_caller_result",
     "per_trade_result",
+    "replay_alert",
     "simulate",
     "stop_levels",
     "strategy_result",

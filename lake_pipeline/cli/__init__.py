@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import click
 
-from lake_pipeline.cli import adhoc, backtest, export, inspect
+from lake_pipeline.cli import adhoc, backtest, export, inspect, replay
 from lake_pipeline.errors import LakeError
 
 __all__ = ["lake", "main"]
@@ -43,7 +43,7 @@ def lake() -> None:
     """
 
 
-for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS, *backtest.COMMANDS):
+for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS, *backtest.COMMANDS, *replay.COMMANDS):
     lake.add_command(command)
 
 

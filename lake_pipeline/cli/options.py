@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -13,8 +13,17 @@ from lake_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from lake_pipeline.api import ExportConfig
+    from lake_pipeline.backtest import StrategyConfig
 
-__all__ = ["alerts_options", "data_root_option", "export_config", "run_options", "source_options"]
+__all__ = [
+    "alerts_options",
+    "data_root_option",
+    "export_config",
+    "run_options",
+    "source_options",
+    "strategy_config",
+    "strategy_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +69,61 @@ run_options = _all(
     click.option("--min-required-pre", type=int, metavar="N", help="Strict: candles before the anchor. [default: N]"),
     click.option("--target-total", type=int, metavar="N", help="Strict: candles in all. [default: N+M]"),
 )
+
+
+class _Level(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
+    """A multiple of the entry price, or `none`."""
+
+    name = "level"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == _NO_LEVEL:
+            return value
+        return click.FLOAT.convert(value, param, ctx)
+
+
+_NO_LEVEL: Final = "none"
+_LEVEL: Final = _Level()
+
+strategy_options = _all(
+    click.option(
+        "--tp", type=_LEVEL, metavar="X", help="Take-profit, a multiple of the entry price, or none. [default: 2.0]"
+    ),
+    click.option("--sl", type=_LEVEL, metavar="X", help="Stop-loss, a multiple of the entry, or none. [default: 0.5]"),
+    click.option(
+        "--intrabar-order",
+        type=click.Choice(["sl_first", "tp_first"]),
+        help="What comes first where a candle holds both. [default: sl_first]",
+    ),
+    click.option(
+        "--fill",
+        type=click.Choice(["gap", "level"]),
+        help="gap: a stop the open is beyond fills at the open; level: at the stop. [default: gap]",
+    ),
+    click.option("--fee-bps", type=float, metavar="BPS", help="Fees of the round trip. [default: 30]"),
+    click.option("--slippage-bps", type=float, metavar="BPS", help="Slippage of each side. [default: 50]"),
+    click.option("--time-stop-hours", type=float, metavar="H", help="Leave at the open of the candle at this age."),
+    click.option(
+        "--trail-activation", type=float, metavar="A", help="Gain that starts the trailing stop, 0.5 is 50 %."
+    ),
+    click.option("--trail-distance", type=float, metavar="D", help="How far below the peak the stop trails."),
+    click.option("--breakeven-trigger", type=float, metavar="T", help="Gain that moves the stop to break-even."),
+    click.option("--breakeven-offset", type=float, metavar="O", help="Where to, over the entry price. [default: 0]"),
+    click.option("--tiers", metavar="LADDER", help="2x:1.2,3x:1.6: at 2x the stop moves to 1.2x, at 3x to 1.6x."),
+    click.option("--risk-per-trade", type=float, metavar="F", help="Of the equity, what a stop costs. [default: 0.02]"),
+)
+
+
+def strategy_config(values: dict[str, Any]) -> StrategyConfig:
+    """The strategy of the options of `strategy_options` that were given. Raises ConfigError."""
+    from lake_pipeline.backtest import StrategyConfig, parse_tiers
+
+    given: dict[str, Any] = {
+        name: None if value == _NO_LEVEL else value for name, value in values.items() if value is not None
+    }
+    if "tiers" in given:
+        given["tiers"] = parse_tiers(given["tiers"])
+    return StrategyConfig(**given)
 
 
 def export_config(values: dict[str, Any], config: str | None = None) -> ExportConfig:

@@ -8,13 +8,20 @@ from typing import Any
 
 import dagster as dg
 
-from lake_pipeline.defs.assets.lake import GROUP, build_lake_assets
-from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
+from lake_pipeline.defs.assets import backtest, lake
+from lake_pipeline.defs.resources import (
+    BaselineResource,
+    CandleSourceResource,
+    LakeResource,
+    LakeRunResource,
+    StrategyResource,
+)
 from lake_pipeline.export import BucketResult
 
-__all__ = ["EXPORT_JOB", "build_definitions"]
+__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "build_definitions"]
 
 EXPORT_JOB = "export_run"
+BACKTEST_JOB = "backtest_run"
 
 
 def build_definitions(
@@ -25,27 +32,35 @@ def build_definitions(
 ) -> dg.Definitions:
     """Fresh Definitions.
 
-    `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`); `backfill_policy` that of
-    `candles` (default: one run for all partitions); `on_bucket` sees each exported bucket.
+    `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`, `baseline_settings`,
+    `strategy_settings`); `backfill_policy` that of `candles` (default: one run for all partitions); `on_bucket` sees
+    each exported bucket.
     """
     policy = backfill_policy or dg.BackfillPolicy.single_run()
     with warnings.catch_warnings():
         # Backfill policies on assets are beta in this minor, which the pin allows for.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets = build_lake_assets(policy, on_bucket)
+        assets = [*lake.build_lake_assets(policy, on_bucket), *backtest.build_backtest_assets()]
     return dg.Definitions(
         assets=assets,
         jobs=[
             dg.define_asset_job(
                 EXPORT_JOB,
-                selection=dg.AssetSelection.groups(GROUP),
+                selection=dg.AssetSelection.groups(lake.GROUP),
                 description="Export a run and seal it: alerts, all candle buckets, coverage, manifest.",
-            )
+            ),
+            dg.define_asset_job(
+                BACKTEST_JOB,
+                selection=dg.AssetSelection.groups(backtest.GROUP),
+                description="Backtest a sealed run: baseline, price action, caller table, trades.",
+            ),
         ],
         resources={
             "lake": LakeResource.configure_at_launch(),
             "candle_source": CandleSourceResource.configure_at_launch(),
             "lake_run": LakeRunResource.configure_at_launch(),
+            "baseline_settings": BaselineResource.configure_at_launch(),
+            "strategy_settings": StrategyResource.configure_at_launch(),
             **(resources or {}),
         },
         # A process per step costs seconds of imports each; the work itself runs in threads.

@@ -1,13 +1,13 @@
-"""Run settings, the candle source and the lake as Dagster resources: the models of `settings`, configurable."""
+"""Lake, candle source, run and backtest settings as Dagster resources: the models of `settings`, configurable."""
 
 from __future__ import annotations
 
 import dagster as dg
 
 from lake_pipeline.run import Run, load_run
-from lake_pipeline.settings import LakeSettings, RunSettings, SourceSettings
+from lake_pipeline.settings import BaselineSettings, LakeSettings, RunSettings, SourceSettings, StrategySettings
 
-__all__ = ["CandleSourceResource", "LakeResource", "LakeRunResource"]
+__all__ = ["BaselineResource", "CandleSourceResource", "LakeResource", "LakeRunResource", "StrategyResource"]
 
 
 class LakeResource(LakeSettings, dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -34,3 +34,11 @@ class LakeRunResource(RunSettings, dg.ConfigurableResource):  # type: ignore[typ
         run = load_run(lake.store(), run_id)
         run.require(spec)
         return run
+
+
+class BaselineResource(BaselineSettings, dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The settings of the baseline and the caller table, all with defaults."""
+
+
+class StrategyResource(StrategySettings, dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The strategy of the trades, all with defaults."""

@@ -320,6 +320,7 @@ def test_every_command_explains_itself():
         "baseline",
         "strategy",
         "diff-results",
+        "replay",
     }
     for name in names:
         result = runner.invoke(lake, [name, "--help"])

@@ -21,7 +21,7 @@ from lake_pipeline.io import layout
 from lake_pipeline.run import load_run
 from lake_pipeline.seal import cover_run, seal_run
 
-__all__ = ["build_lake_assets"]
+__all__ = ["GROUP", "build_lake_assets"]
 
 GROUP: Final = "lake"
 _PROGRESS_EVERY_S: Final = 5.0

@@ -1,0 +1,101 @@
+"""Pictures: what is on them comes from the figures, and the same figures are the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+
+from lake_pipeline.backtest.config import BaselineConfig, StrategyConfig
+from lake_pipeline.backtest.plots import ath_histogram, equity_curve, outcome_bars, replay_picture
+from lake_pipeline.backtest.replay import Replay, replay_path
+from lake_pipeline_tests.backtest.paths_for_tests import Bar, paths_of, random_path
+
+STRATEGY = StrategyConfig(tp=30.0, sl=0.5, trail_activation=0.3, trail_distance=0.4, tiers=((1.2, 0.9),))
+_OUTCOMES = {"tp": 3, "sl": 5, "trail": 0, "breakeven": 0, "tier": 1, "time": 0, "horizon": 2}
+
+
+def replay_of(path: list[Bar], strategy: StrategyConfig = STRATEGY) -> Replay:
+    paths = dataclasses.replace(paths_of([path], horizon_minutes=100_000), bucket_of=("00",))
+    return replay_path(paths, "alert-0", strategy, BaselineConfig())
+
+
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "histogram": lambda: ath_histogram([1.0, 1.1, 1.1, 2.5, 40.0]),
+    "histogram of thousands": lambda: ath_histogram([1 + number**2 / 50_000 for number in range(5000)]),
+    "histogram of one": lambda: ath_histogram([1.0]),
+    "histogram of nothing": lambda: ath_histogram([]),
+    "equity": lambda: equity_curve([1.02, 0.98, 1.4, 0.9]),
+    "equity of thousands": lambda: equity_curve([1 + (number % 97) / 50 for number in range(5000)]),
+    "equity lost": lambda: equity_curve([0.5, 0.0, 0.0]),
+    "equity of nothing": lambda: equity_curve([]),
+    "outcomes": lambda: outcome_bars(_OUTCOMES),
+    "outcomes of nothing": lambda: outcome_bars(dict.fromkeys(_OUTCOMES, 0)),
+    "replay": lambda: replay_picture(replay_of(random_path(3, 60))),
+    "replay of thousands": lambda: replay_picture(replay_of(random_path(5, 5000, 0.01))),
+    "replay of one candle": lambda: replay_picture(replay_of(random_path(3, 1))),
+    "replay without levels": lambda: replay_picture(replay_of(random_path(3, 60), StrategyConfig(tp=None, sl=None))),
+    "replay of nothing": lambda: replay_picture(replay_of([])),
+    "replay as svg": lambda: replay_picture(replay_of(random_path(3, 60)), "svg"),
+}
+
+
+@functools.cache
+def digests() -> str:
+    return "\n".join(f"{name} {hashlib.sha256(draw()).hexdigest()}" for name, draw in PICTURES.items())
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if "svg" not in name])
+def test_a_picture_is_a_small_png_with_a_ground_of_its_own(name: str) -> None:
+    data = PICTURES[name]()
+    assert len(data) < 65_000  # as text in an event it is a third more
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.width <= 1000
+        assert not image.info  # no version, no date, nothing to see through
+        pixels = image.convert("RGB")
+        assert min(pixels.getpixel((0, 0))) > 250
+        assert len(pixels.getcolors(1 << 24)) > 10  # something is on it
+
+
+def test_pictures_are_the_same_bytes_in_every_process() -> None:
+    code = "from lake_pipeline_tests.backtest.test_plots import digests; print(digests())"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digests()
+
+
+def test_other_figures_are_another_picture() -> None:
+    assert len(set(digests().splitlines())) == len(PICTURES)
+    assert outcome_bars(_OUTCOMES) != outcome_bars({**_OUTCOMES, "tp": 4})
+    assert ath_histogram([1.0, 3.0]) != ath_histogram([1.0, 3.1])
+
+
+def test_an_svg_says_the_levels_and_the_reason_and_neither_date_nor_version() -> None:
+    # A text of an SVG is drawn as glyphs with the text as a comment.
+    svg = replay_picture(replay_of(random_path(3, 60)), "svg").decode()
+    for text in ("entry", "take-profit", "stop (sl)", "minutes since the entry", "alert-0"):
+        assert f"<!-- {text}" in svg, text
+    assert "<dc:date>" not in svg
+
+
+def test_neither_matplotlib_nor_its_state_is_touched_before_or_after_drawing() -> None:
+    code = (
+        "import sys, lake_pipeline.backtest.plots as plots\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "import matplotlib\n"
+        "before = list(dict.items(matplotlib.rcParams))\n"  # by dict: a look at the backend would set it
+        "plots.outcome_bars({'tp': 1})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert list(dict.items(matplotlib.rcParams)) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
