@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from lake_pipeline.cli.options import alerts_options, data_root_option, export_config, source_options
+from lake_pipeline.cli.options import (
+    alerts_options,
+    data_root_option,
+    export_config,
+    source_options,
+    strategy_config,
+    strategy_options,
+)
 from lake_pipeline.cli.output import format_option, print_mapping, print_rows
 
 if TYPE_CHECKING:
@@ -27,18 +34,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # The run that is made of alerts when nothing else is said: an hour before, two days and a half after.
 _DEFAULT_RUN: Final = {"interval": "1m", "window": "pre52_post4948"}
 _ALERT_OPTIONS: Final = ("alerts", "duckdb", "alerts_table", "chain", "table", "database", "interval", "window")
-
-
-def _multiple(context: click.Context, parameter: click.Parameter, text: str) -> float | None:
-    """A multiple of the entry price, such as 2.0 or 2x; None for `none`."""
-    try:
-        return None if text.lower() == "none" else float(text.lower().removesuffix("x"))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a multiple of the entry price, such as 2.0, nor none") from None
-
-
-def _multiple_option(name: str, default: str, help_: str) -> Callable[[F], F]:
-    return click.option(name, callback=_multiple, default=default, show_default=True, metavar="X|none", help=help_)
 
 
 def _run_options(function: F) -> F:
@@ -320,45 +315,11 @@ def _percent(value: float | None) -> str:
 
 @click.command()
 @_run_options
-@_multiple_option("--tp", "2.0", "Take-profit, times the entry price.")
-@_multiple_option("--sl", "0.5", "Stop-loss, times the entry price.")
-@click.option(
-    "--intrabar-order",
-    type=click.Choice(["sl_first", "tp_first"]),
-    default="sl_first",
-    show_default=True,
-    help="What comes first in a candle that reaches both.",
-)
-@click.option(
-    "--fill",
-    type=click.Choice(["gap", "level"]),
-    default="gap",
-    show_default=True,
-    help="A stop that a candle opens beyond fills at that open, or always at its level.",
-)
-@click.option(
-    "--fee-bps", type=float, default=30.0, show_default=True, metavar="B", help="Fees of the round trip, in 1/10000."
-)
-@click.option("--slippage-bps", type=float, default=50.0, show_default=True, metavar="B", help="Slippage of each side.")
-@click.option("--time-stop-hours", type=float, metavar="H", help="Close at the open of the first candle this late.")
-@click.option("--trail-activation", type=float, metavar="A", help="Gain that starts the trailing stop, 0.5 is 50 %.")
-@click.option("--trail-distance", type=float, metavar="D", help="The trailing stop is peak * (1 - D).")
-@click.option("--breakeven-trigger", type=float, metavar="T", help="Gain that moves the stop to the entry price.")
-@click.option("--breakeven-offset", type=float, metavar="O", help="... to the entry price * (1 + O) instead.")
-@click.option("--tiers", metavar="LIST", help="2x:1.2,3x:1.6: at 2x the stop moves to 1.2x, at 3x to 1.6x.")
-@click.option(
-    "--risk-per-trade",
-    type=float,
-    default=0.02,
-    show_default=True,
-    metavar="R",
-    help="Fraction of the equity that a stop at --sl costs.",
-)
+@strategy_options
 @_file_option("--export-trades-parquet", "the trades, one row an alert")
 @_folder_option("--export-per-trade-parquet", "a file of candles and levels for each trade, from entry to exit")
 @format_option
 def strategy(
-    tiers: str | None,
     export_trades_parquet: Path | None,
     export_per_trade_parquet: Path | None,
     format_: str,
@@ -380,17 +341,13 @@ def strategy(
         BaselineConfig,
         StrategyConfig,
         open_paths,
-        parse_tiers,
         strategy_result,
         write_per_trade,
     )
     from lake_pipeline.backtest.results import alert_file_names
 
     config = BaselineConfig(horizon_hours=values["horizon_hours"])
-    exits = StrategyConfig(
-        tiers=parse_tiers(tiers) if tiers else (),
-        **{name: values[name] for name in _STRATEGY_OPTIONS},
-    )
+    exits = strategy_config({field.name: values.pop(field.name) for field in fields(StrategyConfig)})
     asked = _asked(values)
     result = strategy_result(asked.lake, asked.run, exits, config, asked.selection, threads=asked.threads)
     _say(result)
@@ -410,22 +367,6 @@ def strategy(
         )
     _store(asked, result)
     _print_strategy(_head(asked, result), result.summary(), format_)
-
-
-_STRATEGY_OPTIONS: Final = (
-    "tp",
-    "sl",
-    "intrabar_order",
-    "fill",
-    "fee_bps",
-    "slippage_bps",
-    "time_stop_hours",
-    "trail_activation",
-    "trail_distance",
-    "breakeven_trigger",
-    "breakeven_offset",
-    "risk_per_trade",
-)
 
 
 def _print_strategy(head: dict[str, Any], summary: dict[str, Any], format_: str) -> None:

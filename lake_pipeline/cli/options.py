@@ -72,14 +72,16 @@ run_options = _all(
 
 
 class _Level(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
-    """A multiple of the entry price, or `none`."""
+    """A multiple of the entry price, such as 2.0 or 2x, or `none`."""
 
     name = "level"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == _NO_LEVEL:
-            return value
-        return click.FLOAT.convert(value, param, ctx)
+        text = str(value).lower()
+        try:
+            return text if text == _NO_LEVEL else float(text.removesuffix("x"))
+        except ValueError:
+            self.fail(f"{value!r} is neither a multiple of the entry price, such as 2.0, nor none", param, ctx)
 
 
 _NO_LEVEL: Final = "none"

@@ -109,7 +109,7 @@ def test_the_picture_is_of_the_kind_its_name_says(copied_lake, tmp_path, name, m
         (["000-0", "--plot", "trade.gif"], "a picture is a .png or a .svg file"),
         (["000-0", "--plot", "no/such/folder/trade.png"], "cannot be written"),
         (["000-0", "--tp", "0.5"], "tp 0.5 cannot work"),
-        (["000-0", "--tp", "twice"], "'twice' is not a valid float"),
+        (["000-0", "--tp", "twice"], "'twice' is neither a multiple"),
         (["000-0", "--tiers", "2x"], "is not of the form 2x:1.2"),
         (["000-0", "--horizon-hours", "0"], "horizon_hours 0 cannot work"),
     ],
