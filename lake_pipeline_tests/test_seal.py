@@ -179,6 +179,19 @@ def test_unfinished_writes_of_dead_processes_do_not_stop_the_seal(exported: Run)
     assert not dead.exists()
 
 
+def test_a_folder_that_vanishes_before_the_seal_is_not_sealed_empty(
+    exported: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def vanish(store: LocalStore, folder: str) -> None:
+        folder_of(exported).rename(tmp_path / "gone")
+
+    cover_run(exported)
+    monkeypatch.setattr(LocalStore, "settle", vanish)
+    with pytest.raises(StoreError, match="vanished while run plain was sealed"):
+        seal_run(exported)
+    assert not (folder_of(exported) / "manifest.json").exists()
+
+
 def test_a_process_that_died_just_after_the_seal_spoils_nothing(copied_lake: LocalStore) -> None:
     run = load_run(copied_lake, "plain")
     left = folder_of(run) / ".lake-tmp-1-0123456789abcdef"

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +19,24 @@ from PIL import Image
 from lake_pipeline.backtest.config import BaselineConfig, StrategyConfig
 from lake_pipeline.backtest.plots import ath_histogram, equity_curve, outcome_bars, replay_picture
 from lake_pipeline.backtest.replay import Replay, replay_path
-from lake_pipeline_tests.backtest.paths_for_tests import Bar, paths_of, random_path
+from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, paths_of
 
 STRATEGY = StrategyConfig(tp=30.0, sl=0.5, trail_activation=0.3, trail_distance=0.4, tiers=((1.2, 0.9),))
 _OUTCOMES = {"tp": 3, "sl": 5, "trail": 0, "breakeven": 0, "tier": 1, "time": 0, "horizon": 2}
+
+
+def random_path(seed: int, length: int, step: float = 0.05) -> list[Bar]:
+    """A random walk with gaps, spikes and candles without volume."""
+    rng = random.Random(seed)
+    price, minute, bars = 64, 0, []
+    for _ in range(length):
+        open_ = max(1, price + (rng.randrange(-12, 13) if rng.random() < 0.1 else 0))
+        close = max(1, round(open_ * math.exp(rng.gauss(0, step))))
+        high = max(open_, close) + rng.choice((0, 0, 1, 3, 40 if rng.random() < 0.05 else 2))
+        low = max(1, min(open_, close) - rng.choice((0, 0, 1, 3)))
+        bars.append(bar(minute, open_ / 64, high / 64, low / 64, close / 64, rng.choice((0.0, 1.0))))
+        price, minute = close, minute + (1 if rng.random() < 0.9 else rng.randrange(2, 5))
+    return bars
 
 
 def replay_of(path: list[Bar], strategy: StrategyConfig = STRATEGY) -> Replay:
