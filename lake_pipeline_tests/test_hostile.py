@@ -178,7 +178,6 @@ def test_formulas_and_crlf_and_bom_in_a_csv_are_text(tmp_path: Path) -> None:
         {"mint": pa.array([b"m"], pa.binary_view()), "ts": [T0_MS]},
         {"mint": pa.array(["m"]).dictionary_encode(), "ts": pa.array([T0_MS]).dictionary_encode()},
     ],
-    ids=str,
 )  # fmt: skip
 def test_alerts_of_strange_types_and_times_are_refused_rejected_or_read(columns: dict[str, Any]) -> None:
     table = pa.table(columns)
