@@ -240,8 +240,6 @@ def export_buckets(
         exporter = _Exporter(run, source, build_plan(alerts, run.spec), alerts)
         before = source_state(source, exporter.plan)
         reusable = find_reusable(reuse_from, run, source, alerts, todo) if reuse_from and before else {}
-        with_mints = set(exporter.plan.buckets).intersection(todo)
-        run.store.make_folders([layout.RECEIPTS, *(layout.bucket_folder(run.spec, bucket) for bucket in with_mints)])
         with ThreadPoolExecutor(threads, thread_name_prefix="lake-export") as pool:
             try:
                 for bucket, outcome in exporter.take_over(reusable, pool):
@@ -266,7 +264,8 @@ def export_buckets(
         reused_from = sorted({reusable[bucket].run.run_id for bucket in reused})
         if reused:
             logger.info("%d buckets are those of %s", len(reused), ", ".join(reused_from))
-        run.store.settle(layout.RECEIPTS)
+        if committed:
+            run.store.settle(layout.RECEIPTS)
         # Rows of a source that changed meanwhile are of no one state: nobody may take them for one.
         unchanged = before is not None and source_state(source, exporter.plan) == before
         event = {

@@ -431,7 +431,7 @@ def test_dagster_and_the_commands_work_by_url_and_tell_no_secret(s3: S3, s3_url:
     command("lake", "export-run-slices", *options, "--run-id=one", root="data")
     run = load_run(ObjectStore(s3_url), "one")
     local = load_run(LocalStore(tmp_path / "data"), "one")
-    assert again["manifest"] == local.manifest().model_dump(mode="json")
+    assert again["manifest"] == local.manifest().document()
     assert contents(run.store) == contents(local.store)
 
     assert [row["state"] for row in json.loads(command("lake", "runs", "--format", "json"))] == ["sealed"]

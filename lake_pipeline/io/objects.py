@@ -14,7 +14,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 from urllib.parse import urlsplit
@@ -121,9 +121,6 @@ class ObjectStore:
         with self._explained("list", path):
             prefixes = self._objects.list_with_delimiter(self._key(path) or None)["common_prefixes"]
         return sorted(prefix.rpartition("/")[2] for prefix in prefixes)
-
-    def make_folders(self, paths: Iterable[str]) -> None:
-        """Nothing: keys need no folders."""
 
     def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Put a new object, create-only; it is settled in any case.

@@ -14,7 +14,7 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -105,9 +105,6 @@ class Store(Protocol):
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below a folder, sorted."""
-
-    def make_folders(self, paths: Iterable[str]) -> None:
-        """Make the folders of files to come. It is done for each file anyway; for many at once it is cheaper."""
 
     def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Write a new file; AlreadyExists if there is one, which then stays as it is.
@@ -230,20 +227,6 @@ class LocalStore:
                     return sorted(entry.name for entry in entries if entry.is_dir())
             except FileNotFoundError:
                 return []
-
-    def make_folders(self, paths: Iterable[str]) -> None:
-        """Make folders, and sync each parent once."""
-        folders = [self._path(path) for path in paths]
-        parents = {folder.parent for folder in folders if not folder.is_dir()}
-        for parent in parents:
-            with explained("write", parent):
-                _make_folder(parent)
-        for folder in folders:
-            with explained("write", folder):
-                folder.mkdir(exist_ok=True)
-        for parent in parents:
-            with explained("write", parent):
-                _sync_folder(parent)
 
     def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Write a new file, create-only."""
