@@ -66,7 +66,8 @@ def main() -> None:
     for noisy in ("urllib3", "clickhouse_connect"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log is in the error that follows
     # Each step of a job reads the alerts, and has the same to say of them.
-    logging.getLogger("lake_pipeline.export").addFilter(_not_said_before())
+    exporting, once = logging.getLogger("lake_pipeline.export"), _not_said_before()
+    exporting.addFilter(once)
     try:
         # Without standalone mode click returns what ctx.exit or Exit was given, and None after a command.
         sys.exit(lake(standalone_mode=False))
@@ -85,3 +86,5 @@ def main() -> None:
         traceback.print_exc()
         click.echo("error: this is a defect of lake-pipeline; please report the lines above", err=True)
         sys.exit(2)
+    finally:
+        exporting.removeFilter(once)
