@@ -24,7 +24,7 @@ import itertools
 import logging
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -36,9 +36,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from lake_pipeline.backtest.cache import cache_folder, describe, explain
 from lake_pipeline.backtest.code import code_identity
 from lake_pipeline.backtest.config import AlertSelection, BaselineConfig, canonical_values
 from lake_pipeline.backtest.kernels import locate
+from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import VALUE_COLUMNS
 from lake_pipeline.core.canonical import canonical_json, sha256_hex
 from lake_pipeline.core.manifest import FileEntry, Manifest
@@ -50,7 +52,7 @@ from lake_pipeline.io.store import LocalStore, Store
 from lake_pipeline.run import Run
 from lake_pipeline.verify import require_manifest
 
-__all__ = ["CandlePath", "PathBlock", "Paths", "open_paths", "select_alerts"]
+__all__ = ["CACHE_KIND", "CandlePath", "PathBlock", "Paths", "cache_problem", "open_paths", "select_alerts"]
 
 logger = logging.getLogger(__name__)
 
@@ -205,13 +207,13 @@ def open_paths(
     load = loader.load
     if lake is not None:
         identity = _cache_identity(manifest, selection, horizon_ms)
-        folder = layout.result_folder(run.run_id, "paths", sha256_hex(canonical_json(identity))[:12])
-        results, _, name = folder.rpartition("/")
-        if name in lake.folders(results):
-            logger.info("paths: those cached in %s are used", lake.sub(folder).uri)
+        cache = lake.sub(cache_folder(run.run_id, CACHE_KIND, identity))
+        missing = explain(lake, run.run_id, CACHE_KIND, identity, code_identity(__name__))
+        if missing is None:
+            logger.info("paths: those cached in %s are used", cache.uri)
         else:
-            logger.info("paths: none are cached yet, the slices are read%s", " and cached" if fill_cache else "")
-        load = _Cache(lake.sub(folder), identity, loader.load, fill=fill_cache).load
+            logger.info("paths: %s; the slices are read%s", missing, " and cached" if fill_cache else "")
+        load = _Cache(cache, identity, loader.load, fill=fill_cache).load
     return Paths(alerts, run.spec.interval_s, entry_ts, end_ts, tuple(sorted(set(bucket_of))), load, bucket_of)
 
 
@@ -318,9 +320,22 @@ def _gather(tables: Sequence[pa.Table]) -> tuple[dict[str, tuple[int, int]], lis
 # A cache file is an array of 8-byte words: the head, then rows, starts and stops, then the six columns. The head is
 # magic, identity and code (16 bytes each), bucket, checksum (16 bytes), number of paths, number of candles.
 _HEAD: Final = 10
+_SUFFIX: Final = ".paths"
 _CHECKSUM: Final = slice(6, 8)
 _COUNTS: Final = slice(8, 10)
 _MAGIC: Final = int.from_bytes(b"lakepth1", "little")  # another format of the file has another
+CACHE_KIND: Final = "paths"
+
+
+def cache_problem(store: Store, identity: Mapping[str, Any]) -> str | None:
+    """Why the files of a path cache with this identity would not be used, None if all of them would be."""
+    cache = _Cache(store, dict(identity), _no_source, fill=False)
+    problems = (cache.problem(bucket) for bucket in ALL_BUCKETS if store.exists(f"{bucket}{_SUFFIX}"))
+    return next(filter(None, problems), None)
+
+
+def _no_source(bucket: str) -> PathBlock:
+    raise AssertionError(f"bucket {bucket} of a cache that is only looked at")
 
 
 def _cache_identity(manifest: Manifest, selection: AlertSelection, horizon_ms: int) -> dict[str, Any]:
@@ -342,14 +357,17 @@ class _Cache:
         self._source = source
         self._blocks: dict[str, PathBlock] = {}
         self._warned = False
-        code = canonical_json(code_identity(__name__))
-        self._origin = np.concatenate([[_MAGIC], *(_digest(part) for part in (canonical_json(identity), code))])
+        self._identity, self._code = identity, code_identity(__name__)
+        self._described = False
+        self._origin = np.concatenate(
+            [[_MAGIC], *(_digest(canonical_json(part)) for part in (self._identity, self._code))]
+        )
 
     def load(self, bucket: str) -> PathBlock:
         """A bucket's block: mapped if the cache has it, else from the source, and cached."""
         if bucket in self._blocks:
             return self._blocks[bucket]
-        path = f"{bucket}.paths"
+        path = f"{bucket}{_SUFFIX}"
         if self._store.exists(path):
             words = _map_words(self._store, path)
             if words is not None and np.array_equal(words[:_HEAD], self._head(bucket, words)):
@@ -364,10 +382,27 @@ class _Cache:
                 )
         block = self._source(bucket)
         if self._fill:
+            if not self._described:
+                self._described = True
+                describe(self._store, CACHE_KIND, self._identity, self._code)
             words = _packed(block)
             words[:_HEAD] = self._head(bucket, words)
             self._store.replace(path, words.data.cast("B"), durable=False)
         return block
+
+    def problem(self, bucket: str) -> str | None:
+        """Why the file of a bucket would not be used."""
+        path = f"{bucket}{_SUFFIX}"
+        words = _map_words(self._store, path)
+        if words is None:
+            return f"{path} is damaged"
+        head = self._head(bucket, words)
+        if np.array_equal(words[:_HEAD], head):
+            return None
+        same_origin = np.array_equal(words[: len(self._origin)], self._origin)
+        return (
+            f"{path} is damaged" if same_origin else f"{path} was made by another version of the code or its libraries"
+        )
 
     def _head(self, bucket: str, words: Int64Array) -> Int64Array:
         """The head of a file of these words. The checksum finds damage at memory speed; it does not stop forgers."""
