@@ -1,0 +1,145 @@
+"""The evaluator: what it says of a trade is what `lake strategy` says, and its figures are those of the trades."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lake_pipeline.backtest.config import BaselineConfig, StrategyConfig
+from lake_pipeline.backtest.paths import Paths
+from lake_pipeline.backtest.trades import trade_paths
+from lake_pipeline.io.store import LocalStore
+from lake_pipeline.optimizer.evaluate import Evaluator, Outcomes, Totals, open_evaluator
+from lake_pipeline.run import load_run
+from lake_pipeline_tests.backtest.markets import (
+    FAMILIES,
+    Market,
+    long_market,
+    markets,
+    random_rules,
+    rules,
+    strategy_of,
+)
+from lake_pipeline_tests.backtest.paths_for_tests import bar, paths_of
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def expected(paths: Paths, strategies: list[StrategyConfig], config: BaselineConfig) -> Arrays:
+    """The outcomes as `lake strategy` writes them."""
+    tables = [trade_paths(paths, strategy, config) for strategy in strategies]
+    columns: Arrays = {}
+    for name, column in (("ret", "tp_sl_ret"), ("ret_worst", "ret_worst"), ("ret_best", "ret_best")):
+        columns[name] = np.array([table.column(column).fill_null(math.nan).to_numpy() for table in tables])
+    columns["ambiguous"] = np.array([table.column("ambiguous").fill_null(False).to_numpy() for table in tables])
+    exit_ts = [table.column("exit_ts_utc").cast(pa.int64()).fill_null(-1).to_numpy() for table in tables]
+    columns["exit_ts"] = np.array(exit_ts)
+    return columns
+
+
+def same_outcomes(found: Outcomes, wanted: Arrays) -> None:
+    """To the last bit, which == would not see of a zero's sign."""
+    for name, values in wanted.items():
+        assert getattr(found, name).dtype == values.dtype
+        assert getattr(found, name).tobytes() == values.tobytes(), name
+
+
+def variants(strategy: StrategyConfig) -> list[StrategyConfig]:
+    """Both orders and both fills."""
+    return [
+        replace(strategy, intrabar_order=order, fill=fill)
+        for order in ("sl_first", "tp_first")
+        for fill in ("gap", "level")
+    ]
+
+
+def check(market: Market, strategies: list[StrategyConfig]) -> None:
+    paths = market.paths()
+    wanted = expected(paths, strategies, market.config)
+    same_outcomes(Evaluator(paths, market.config).outcomes(strategies), wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_every_family_is_that_of_the_strategy_command(family: str, data: st.DataObject) -> None:
+    drawn = [strategy_of(data.draw(rules(family))) for _ in range(2)]
+    check(data.draw(markets()), [variant for strategy in drawn for variant in variants(strategy)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_on_long_paths_is_that_of_the_strategy_command(family: str) -> None:
+    for seed in range(12):
+        check(long_market(seed), variants(strategy_of(random_rules(family, seed))))
+
+
+def figures(found: Outcomes, group: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    """The figures of a group in the plainest way."""
+    columns: dict[str, list[float]] = {field.name: [] for field in fields(Totals)}
+    for trial in range(len(found.ret)):
+        ret = found.ret[trial, group]
+        ret = ret[~np.isnan(ret)]
+        columns["n"].append(len(ret))
+        columns["wins"].append(int((ret > 0).sum()))
+        columns["losses"].append(int((ret < 0).sum()))
+        columns["ambiguous"].append(int(found.ambiguous[trial, group].sum()))
+        columns["sum_ret"].append(math.fsum(ret))
+        columns["sum_ret2"].append(math.fsum(ret * ret))
+        columns["sum_gain"].append(math.fsum(ret[ret > 0]))
+        columns["sum_loss"].append(math.fsum(ret[ret < 0]))
+        columns["sum_worst"].append(math.fsum(np.nan_to_num(found.ret_worst[trial, group])))
+        columns["sum_best"].append(math.fsum(np.nan_to_num(found.ret_best[trial, group])))
+    return columns
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_totals_are_those_of_the_trades_in_each_group(family: str) -> None:
+    market = long_market(3)
+    evaluator = Evaluator(market.paths(), market.config)
+    strategies = [variant for seed in range(4) for variant in variants(strategy_of(random_rules(family, seed)))]
+    random = np.random.default_rng(1)
+    groups = random.random((4, len(market.calls))) < np.array([[1.0], [0.5], [0.5], [0.0]])
+    totals = evaluator.totals(strategies, groups)
+    outcomes = evaluator.outcomes(strategies)
+    for group in range(4):
+        for name, values in figures(outcomes, groups[group]).items():
+            column = getattr(totals, name)[:, group]
+            assert column.dtype == (np.float64 if name.startswith("sum") else np.int64)
+            # Sums differ from exactly rounded ones by their roundings only.
+            np.testing.assert_allclose(column, values, rtol=1e-12, atol=0 if group == 3 else 1e-300, err_msg=name)
+    assert totals.n[:, 0].min() > 5
+    assert not totals.n[:, 3].any()
+
+
+def test_no_group_and_no_trial_are_no_figures() -> None:
+    market = long_market(1)
+    evaluator = Evaluator(market.paths(), market.config)
+    assert evaluator.outcomes([]).ret.shape == (0, len(market.calls))
+    assert evaluator.totals([], np.ones((2, len(market.calls)), np.bool_)).sum_ret.shape == (0, 2)
+    assert evaluator.totals([StrategyConfig()], np.ones((0, len(market.calls)), np.bool_)).n.shape == (1, 0)
+
+
+def test_a_delayed_entry_is_the_open_of_a_later_candle_of_the_same_path() -> None:
+    path = [bar(0, 1, 1, 1, 1), bar(1, 2, 2, 2, 2), bar(3, 4, 4, 4, 4), bar(4, 4, 10, 4, 6)]
+    evaluator = Evaluator(paths_of([path, path[:2]]), BaselineConfig(max_entry_lag=1))
+    strategy = StrategyConfig(tp=2.0, fee_bps=0, slippage_bps=0)
+    assert evaluator.outcomes([strategy]).ret.tolist() == [[1.0, 1.0]]
+    for candles, wanted in ((1, [1.0, 0.0]), (2, [1.0, None]), (3, [1.0, None]), (4, [1.0, None]), (5, [None, None])):
+        delayed = evaluator.delayed(candles)
+        ret = delayed.outcomes([strategy]).ret[0].tolist()
+        assert [None if math.isnan(value) else value for value in ret] == wanted
+        assert delayed.entry_ts.tolist() == (evaluator.entry_ts + candles * 60_000).tolist()
+        assert delayed.end_ts.tolist() == evaluator.end_ts.tolist()
+
+
+def test_a_sealed_run_is_evaluated_from_its_files(copied_lake: LocalStore) -> None:
+    run = load_run(copied_lake, "plain")
+    evaluator = open_evaluator(run, lake=copied_lake)
+    assert evaluator.alerts.num_rows == len(evaluator.entry_ts) == len(evaluator.status) == 13
+    assert evaluator.outcomes([StrategyConfig()]).ret.shape == (1, 13)
