@@ -1,123 +1,161 @@
-"""Cached arrays beside the results of a run: one flat file a bucket, mapped into memory when it is used again.
+"""Caches beside the results: what each was made of, and why one is used or not.
 
-A file is an array of 8-byte words. It is used only if its checksum, the data it was made of and the code that made it
-are right; anything else is a miss with one warning. What is there may be deleted at any time.
+    <data_root>/results/run_id=<id>/<kind>=<key>/    cache.json and the cache's own files
+
+`<key>` is 12 hex digits of SHA-256 over the identity: what is cached (the run's content, the selection, the horizon).
+`cache.json` holds that identity and the code that wrote the files. It is for people: it says why a cache does not fit.
+What may be used is decided file by file, by the head each of them carries. A cache is no result: it may be removed at
+any time.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import mmap
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-import xxhash
-
-from lake_pipeline.backtest.code import code_identity
-from lake_pipeline.core.canonical import canonical_json
+from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.errors import LakeError
+from lake_pipeline.io import layout
 from lake_pipeline.io.store import LocalStore, Store
+from lake_pipeline.run import load_run
 
-__all__ = ["HEAD", "CacheFiles", "CacheFolder"]
+__all__ = ["CACHE_RECORD", "Cache", "cache_folder", "describe", "explain", "list_caches", "remove_cache"]
 
-logger = logging.getLogger(__name__)
+CACHE_RECORD: Final = "cache.json"
 
-Int64Array = npt.NDArray[np.int64]
 
-# The head of a file: magic, identity (2 words), code (2), bucket, checksum (2).
-HEAD: Final = 8
-_CHECKSUM: Final = slice(6, 8)
+def cache_folder(run_id: str, kind: str, identity: Mapping[str, Any]) -> str:
+    """Folder of a cache, relative to the data root."""
+    return layout.result_folder(run_id, kind, sha256_hex(canonical_json(dict(identity)))[:12])
+
+
+def describe(store: Store, kind: str, identity: Mapping[str, Any], code: Mapping[str, Any]) -> None:
+    """Write what a cache holds into its folder, unless that is said there already."""
+    data = canonical_json({"kind": kind, "identity": dict(identity), "code": dict(code)})
+    if not store.exists(CACHE_RECORD) or store.read(CACHE_RECORD) != data:
+        store.replace(CACHE_RECORD, data, durable=False)
+
+
+def explain(lake: Store, run_id: str, kind: str, identity: Mapping[str, Any], code: Mapping[str, Any]) -> str | None:
+    """Why no cache of this identity and code is there; None if there is one.
+
+    Names what differs from the cache of that kind and run that differs least.
+    """
+    folder = cache_folder(run_id, kind, identity)
+    wanted = {"identity": dict(identity), "code": dict(code)}
+    others = []
+    for name, record in _records(lake, run_id, kind):
+        found = list(_differences(record, wanted))
+        if name == folder:
+            return f"those cached were made with other code: {'; '.join(found)}" if found else None
+        others.append((len(found), name, found))
+    if lake.files(folder):
+        return f"{folder} does not say what it holds"
+    if not others:
+        return "none are cached yet"
+    _, name, found = min(others)
+    return f"{name.rpartition('/')[2]} caches something else: {'; '.join(found)}"
+
+
+def _records(lake: Store, run_id: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The caches of a kind that say what they hold, as (folder, document)."""
+    results = f"{layout.RESULTS}/run_id={run_id}"
+    for name in lake.folders(results):
+        if name.startswith(f"{kind}="):
+            record = _record(lake.sub(f"{results}/{name}"))
+            if record is not None:
+                yield f"{results}/{name}", record
+
+
+def _record(store: Store) -> dict[str, Any] | None:
+    """What a cache says that it holds; None where it says nothing that can be understood."""
+    if not store.exists(CACHE_RECORD):
+        return None
+    try:
+        record = json.loads(store.read(CACHE_RECORD))
+    except ValueError:
+        return None
+    parts = isinstance(record, dict) and [record.get(name) for name in ("identity", "code")]
+    return record if parts and all(isinstance(part, dict) for part in parts) else None
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What changed from one cache's document to another's, as `name old -> new`."""
+    yield from _changed("", before["identity"], after["identity"])
+    modules = [each["code"].get("modules", {}) for each in (before, after)]
+    changed = sorted(
+        name for name in modules[0].keys() | modules[1].keys() if modules[0].get(name) != modules[1].get(name)
+    )
+    if changed:
+        yield f"code of {', '.join(changed)}"
+    yield from _changed("", *(each["code"].get("libraries", {}) for each in (before, after)))
+
+
+def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _changed(f"{prefix}{name} ", before.get(name), after.get(name))
+    elif before != after:
+        yield f"{prefix}{_short(before)} -> {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 @dataclass(frozen=True)
-class CacheFolder:
-    """A folder of a lake for what is computed from the same data; `identity` (JSON values) says which data."""
+class Cache:
+    """A cache of a data root. `problem` says why it is of no use any more, None if it is usable."""
 
-    lake: Store
-    name: str
-    identity: dict[str, Any]
-
-    @property
-    def store(self) -> Store:
-        """The store of this folder."""
-        return self.lake.sub(self.name)
-
-    def there(self) -> bool:
-        """Whether there is such a folder."""
-        parent, _, name = self.name.rpartition("/")
-        return name in self.lake.folders(parent)
-
-    def holds(self, bucket: str, kind: str) -> bool:
-        """Whether a bucket has a file of this kind, right or wrong."""
-        return self.store.exists(f"{bucket}.{kind}")
-
-    def files(self, kind: str, magic: bytes, module: str, otherwise: str) -> CacheFiles:
-        """Its files `<bucket>.<kind>`, made by the code of a module.
-
-        `magic` is 8 bytes, others for another format; `otherwise` says in a warning what is done without them.
-        """
-        code = canonical_json(code_identity(module))
-        digests = [_digest(canonical_json(self.identity)), _digest(code)]
-        return CacheFiles(self.store, kind, np.concatenate([np.frombuffer(magic, np.int64), *digests]), otherwise)
+    kind: str
+    run_id: str
+    key: str
+    files: int
+    bytes: int
+    problem: str | None
+    store: Store
 
 
-class CacheFiles:
-    """The files of one kind in a folder, by bucket."""
-
-    def __init__(self, store: Store, kind: str, origin: Int64Array, otherwise: str) -> None:
-        self._store = store
-        self._kind = kind
-        self._origin = origin
-        self._otherwise = otherwise
-        self._warned = False
-
-    def read(self, bucket: str) -> Int64Array | None:
-        """The words of a bucket's file, head included; None where there is none to use."""
-        path = f"{bucket}.{self._kind}"
-        if not self._store.exists(path):
-            return None
-        words = _map_words(self._store, path)
-        if words is not None and np.array_equal(words[:HEAD], self._head(bucket, words)):
-            return words
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "cached %s in %s are damaged or of another version, %s first: %s",
-                self._kind,
-                self._store.uri,
-                path,
-                self._otherwise,
-            )
-        return None
-
-    def write(self, bucket: str, words: Int64Array) -> None:
-        """Keep these words as a bucket's file; the head is filled in."""
-        words[:HEAD] = self._head(bucket, words)
-        self._store.replace(f"{bucket}.{self._kind}", words.data.cast("B"), durable=False)
-
-    def _head(self, bucket: str, words: Int64Array) -> Int64Array:
-        """The head of a file of these words. The checksum finds damage at memory speed; it does not stop forgers."""
-        head = np.concatenate([self._origin, [int(bucket, 16)], [0, 0]])
-        digest = xxhash.xxh3_128(head.tobytes())
-        digest.update(words[HEAD:].data)
-        head[_CHECKSUM] = np.frombuffer(digest.digest(), np.int64)
-        return head
+# Says why the files of a cache are of no use, given the identity that its record names.
+Check = Callable[[Store, Mapping[str, Any]], str | None]
 
 
-def _digest(data: bytes) -> Int64Array:
-    return np.frombuffer(xxhash.xxh3_128_digest(data), np.int64)
+def list_caches(lake: Store, checks: Mapping[str, Check]) -> list[Cache]:
+    """Every cache under a data root of the kinds in `checks`, checked file by file, by run, kind and key."""
+    found = []
+    for run in lake.folders(layout.RESULTS):
+        run_id = run.removeprefix("run_id=")
+        for name in lake.folders(f"{layout.RESULTS}/{run}"):
+            kind, _, key = name.partition("=")
+            store = lake.sub(f"{layout.RESULTS}/{run}/{name}")
+            files = store.files() if kind in checks else []
+            if files:
+                problem = _problem(lake, run_id, store, checks[kind])
+                found.append(Cache(kind, run_id, key, len(files), sum(file.size for file in files), problem, store))
+    return found
 
 
-def _map_words(store: Store, path: str) -> Int64Array | None:
-    """A file as 8-byte words, mapped where it is local; None if it is none of ours."""
-    if isinstance(store, LocalStore):
-        with store.open(path) as file:
-            size = file.seek(0, io.SEEK_END)
-            data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    else:
-        data = store.read(path)
-    if len(data) % 8 or len(data) < 8 * HEAD:
-        return None
-    return np.frombuffer(data, np.int64)
+def _problem(lake: Store, run_id: str, store: Store, check: Check) -> str | None:
+    record = _record(store)
+    if record is None:
+        return "it does not say what it holds"
+    try:
+        content = load_run(lake, run_id).manifest().content_sha256
+    except LakeError:
+        return "its run is gone or not sealed"
+    if record["identity"].get("content_sha256") != content:
+        return "its run has other content"
+    return check(store, record["identity"])
+
+
+def remove_cache(cache: Cache) -> None:
+    """Delete the files of a cache; one that is in use stays usable for those who have it open."""
+    for file in cache.store.files():
+        cache.store.delete(file.path)
+    if isinstance(cache.store, LocalStore):
+        with contextlib.suppress(OSError):  # another process may be filling it again
+            cache.store.root.rmdir()

@@ -22,7 +22,7 @@ import datetime as dt
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -33,11 +33,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lake_pipeline.backtest.cache import HEAD, CacheFolder
 from lake_pipeline.backtest.config import AlertSelection, BaselineConfig, canonical_values
 from lake_pipeline.backtest.kernels import locate
+from lake_pipeline.backtest.words import HEAD, CacheFiles, CacheOrigin, CacheStyle
 from lake_pipeline.core.candles import VALUE_COLUMNS
-from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.core.canonical import sha256_hex
 from lake_pipeline.core.manifest import FileEntry, Manifest
 from lake_pipeline.core.schemas import COVERAGE_SCHEMA
 from lake_pipeline.errors import InputError, StoreError, VerificationFailed
@@ -47,7 +47,7 @@ from lake_pipeline.io.store import Store
 from lake_pipeline.run import Run
 from lake_pipeline.verify import require_manifest
 
-__all__ = ["CandlePath", "PathBlock", "Paths", "each", "open_paths", "path_cache", "select_alerts"]
+__all__ = ["CACHE_KIND", "CandlePath", "PathBlock", "Paths", "cache_problem", "each", "open_paths", "select_alerts"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ class PathBlock(CandlePath):
 class Paths:
     """The paths of selected alerts. `alerts`, `entry_ts` and `end_ts` (ms) go together row by row.
 
-    `load(bucket)` gives a bucket's block; each alert is in exactly one of `buckets`. `cache` is where they are cached,
-    None if nowhere.
+    `load(bucket)` gives a bucket's block; each alert is in exactly one of `buckets`. `cache` says where
+    what is computed of them may be cached, None for nowhere.
     """
 
     alerts: pa.Table
@@ -116,7 +116,7 @@ class Paths:
     buckets: tuple[str, ...]
     load: Callable[[str], PathBlock]
     bucket_of: Sequence[str] = field(repr=False, default=())
-    cache: CacheFolder | None = None
+    cache: CacheOrigin | None = None
 
     def map(self, function: Callable[[PathBlock], _T], threads: int = 1) -> list[_T]:
         """`function` of each block, in the order of `buckets`, `threads` blocks at a time."""
@@ -207,15 +207,16 @@ def open_paths(
     end_ts = np.minimum(entry_ts + horizon_ms, coverage.column("window_end_ms").to_numpy())
     bucket_of = coverage.column("mint_bucket").to_pylist()
     loader = _Loader(run, entries, alerts, entry_ts, end_ts, bucket_of)
-    load, folder = loader.load, None
+    load, cache = loader.load, None
     if lake is not None:
-        folder = path_cache(lake, run, manifest, selection, horizon_ms)
-        if folder.there():
-            logger.info("paths: those cached in %s are used", folder.store.uri)
+        cache = CacheOrigin(lake, run.run_id, _cache_identity(manifest, selection, horizon_ms))
+        missing, files = _STYLE.missing(cache), _STYLE.files(cache)
+        if missing is None:
+            logger.info("paths: those cached in %s are used", files.store.uri)
         else:
-            logger.info("paths: none are cached yet, the slices are read%s", " and cached" if fill_cache else "")
-        load = _Cache(folder, loader.load, fill=fill_cache).load
-    return Paths(alerts, run.spec.interval_s, entry_ts, end_ts, tuple(sorted(set(bucket_of))), load, bucket_of, folder)
+            logger.info("paths: %s; the slices are read%s", missing, " and cached" if fill_cache else "")
+        load = _Cache(files, loader.load, fill=fill_cache).load
+    return Paths(alerts, run.spec.interval_s, entry_ts, end_ts, tuple(sorted(set(bucket_of))), load, bucket_of, cache)
 
 
 def _read_sealed(run: Run, entry: FileEntry) -> bytes:
@@ -323,22 +324,28 @@ _COUNTS: Final = slice(HEAD, HEAD + 2)
 _BODY: Final = HEAD + 2
 
 
-def path_cache(lake: Store, run: Run, manifest: Manifest, selection: AlertSelection, horizon_ms: int) -> CacheFolder:
-    """The folder of what is cached of these paths, beside the results of a run."""
-    identity = {
+CACHE_KIND: Final = "paths"
+_STYLE: Final = CacheStyle(CACHE_KIND, __name__, b"lakepth1", "their slices are read again")
+
+
+def cache_problem(store: Store, identity: Mapping[str, Any]) -> str | None:
+    """Why the files of a path cache with this identity would not be used, None if all of them would be."""
+    return CacheFiles(store, _STYLE, identity).problem()
+
+
+def _cache_identity(manifest: Manifest, selection: AlertSelection, horizon_ms: int) -> dict[str, Any]:
+    return {
         "content_sha256": manifest.content_sha256,
         "selection": canonical_values(selection),
         "horizon_ms": horizon_ms,
     }
-    name = layout.result_folder(run.run_id, "paths", sha256_hex(canonical_json(identity))[:12])
-    return CacheFolder(lake, name, identity)
 
 
 class _Cache:
     """Blocks from a folder of flat files, filled from another source of blocks where they are not usable."""
 
-    def __init__(self, folder: CacheFolder, source: Callable[[str], PathBlock], *, fill: bool) -> None:
-        self._files = folder.files("paths", b"lakepth1", __name__, "their slices are read again")
+    def __init__(self, files: CacheFiles, source: Callable[[str], PathBlock], *, fill: bool) -> None:
+        self._files = files
         self._fill = fill
         self._source = source
         self._blocks: dict[str, PathBlock] = {}

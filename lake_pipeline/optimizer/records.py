@@ -1,25 +1,28 @@
 """The records of paths: the few candles in which a level can be passed first, found once and cached.
 
-What records are and why they are enough is said in `passage`. The cache keeps those of a bucket in one file beside its
-path, under the same rules (`backtest.cache`); with it a run is evaluated again without its slices or paths being read.
+What records are and why they are enough is said in `passage`. The cache keeps those of a bucket in one file, under the
+rules of cached paths (`backtest.words`); with it a run is evaluated again without its slices or paths being read:
+
+    <data_root>/results/run_id=<id>/records=<key>/   cache.json  <bucket>.records
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lake_pipeline.backtest.baseline import Entries
-from lake_pipeline.backtest.cache import HEAD, CacheFiles
 from lake_pipeline.backtest.paths import PathBlock, Paths, each
+from lake_pipeline.backtest.words import HEAD, CacheFiles, CacheStyle
+from lake_pipeline.io.store import Store
 from lake_pipeline.optimizer.passage import find_records
 
-__all__ = ["Records", "load_records", "records_cached"]
+__all__ = ["CACHE_KIND", "Records", "cache_problem", "load_records", "records_cached"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +69,24 @@ class Records(NamedTuple):
 
 
 def records_cached(paths: Paths) -> bool:
-    """Whether records of these paths are in the cache, as far as a look at one file says."""
-    return paths.cache is not None and paths.cache.holds(paths.buckets[0], _KIND)
+    """Whether the cache says that it has records of these paths, made by this code."""
+    return paths.cache is not None and _STYLE.missing(paths.cache) is None
+
+
+def cache_problem(store: Store, identity: Mapping[str, Any]) -> str | None:
+    """Why the files of a cache of records with this identity would not be used, None if all of them would be."""
+    return CacheFiles(store, _STYLE, identity).problem()
 
 
 def load_records(paths: Paths, *, threads: int = 1) -> Records:
-    """The records of these paths: those cached, the others found and cached where the paths are."""
+    """The records of these paths: those cached, the others found and cached."""
     files = None
     if paths.cache is not None:
-        files = paths.cache.files(_KIND, b"lakerec1", __name__, "they are found again in the paths")
-        known = "are used" if records_cached(paths) else "will be: none are there yet, they are found in the paths"
-        logger.info("records: those cached in %s %s", paths.cache.store.uri, known)
+        missing, files = _STYLE.missing(paths.cache), _STYLE.files(paths.cache)
+        if missing is None:
+            logger.info("records: those cached in %s are used", files.store.uri)
+        else:
+            logger.info("records: %s; they are found in the paths and cached", missing)
     return _joined(each(lambda bucket: _bucket(paths, files, bucket), paths.buckets, threads), len(paths.entry_ts))
 
 
@@ -90,7 +100,8 @@ def _bucket(paths: Paths, files: CacheFiles | None, bucket: str) -> _Parts:
     return _unpacked(words)
 
 
-_KIND: Final = "records"
+CACHE_KIND: Final = "records"
+_STYLE: Final = CacheStyle(CACHE_KIND, __name__, b"lakerec1", "they are found again in the paths")
 _Parts = dict[str, npt.NDArray[Any]]
 
 # A file's body: how many paths, high records, low records and dips there are, then of each of them these columns.
