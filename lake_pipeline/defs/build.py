@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from lake_pipeline.defs.assets import backtest, lake
+from lake_pipeline.defs.console import console_logger
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
@@ -63,6 +64,7 @@ def build_definitions(
             "strategy_settings": StrategyResource.configure_at_launch(),
             **(resources or {}),
         },
+        loggers={"console": console_logger},
         # A process per step costs seconds of imports each; the work itself runs in threads.
         executor=dg.in_process_executor,
     )
