@@ -28,7 +28,8 @@ def copy_of_the_project(folder: Path) -> Path:
     )
     shutil.copytree(PROJECT, folder, ignore=ignored)
     (folder / ".venv").mkdir()
-    (folder / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
     (folder / ".venv/installed").touch()
     return folder
 
@@ -48,7 +49,7 @@ def run(folder: Path, script: str) -> str:
         cwd=folder,
         env={
             **environment,
-            "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DAGSTER_DISABLE_TELEMETRY": "1",
         },
         capture_output=True,

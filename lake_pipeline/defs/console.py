@@ -19,7 +19,7 @@ __all__ = ["console_logger"]
 class _Line(logging.Formatter):
     """`09:17:16 candles: 256 of 256 buckets ...`, in UTC; the level where it is a warning or worse."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         said = getattr(record, "dagster_meta", None) or {}
