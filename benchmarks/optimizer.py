@@ -3,10 +3,10 @@
     python benchmarks/optimizer.py --scale small --rounds 3 FOLDER
 
 The run is that of `backtest.py`. Contestants run in turns in this process, `rounds` times, after one round that is not
-counted (imports, compilation, file cache); the table shows medians. Everything has two threads. The scan is linear in
-trials, so it walks a few of the same ones. "Near" levels are passed within some hundred candles on these random walks,
-which favours the scan; "far" ones are the defaults of a search, seldom reached here. "Trades" is every trade's result,
-"summary" the figures of two groups of alerts.
+counted (imports, compilation, file cache); the table shows medians. Everything has two threads. The scan has all paths
+in two blocks in memory; it is linear in trials, so it walks a few of the same ones. "Near" levels are passed within
+some hundred candles on these random walks, which favours the scan; "far" ones are the defaults of a search, seldom
+reached here. "Trades" is every trade's result, "summary" the figures of two groups of alerts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from backtest import CONFIG, RUN_ID, THREADS, prepare
 from generate import SCALES
 
-from lake_pipeline.backtest import StrategyConfig, open_paths
+from lake_pipeline.backtest import PathBlock, Paths, StrategyConfig, open_paths
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.optimizer.evaluate import SCAN_BELOW, Evaluator, open_evaluator
 from lake_pipeline.run import load_run
@@ -96,6 +96,20 @@ class Bench:
         return self.seconds[name] / self.pairs[name]
 
 
+def joined(paths: Paths, count: int) -> Paths:
+    """The same paths in so many blocks in memory, so that a scan is the compiled loop and next to nothing else."""
+    blocks = {}
+    for number in range(count):
+        parts = [paths.load(bucket) for bucket in paths.buckets[number::count]]
+        before = np.cumsum([0, *(len(part.ts) for part in parts[:-1])]).tolist()
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        for name in ("starts", "stops"):
+            shifted = [getattr(part, name) + first for part, first in zip(parts, before, strict=True)]
+            columns[name] = np.concatenate(shifted)
+        blocks[str(number)] = PathBlock(**columns)
+    return dataclasses.replace(paths, buckets=tuple(blocks), load=blocks.__getitem__, bucket_of=(), cache=None)
+
+
 def check(scan: Evaluator, records: Evaluator, trials: Sequence[StrategyConfig], groups: Any) -> None:
     """Both ways give the same bits."""
     for mine, theirs in (
@@ -135,12 +149,11 @@ def main() -> None:
     })  # fmt: skip
     records = opened()
     records.status  # noqa: B018  # loads the records
-    paths = open_paths(run, horizon_ms=CONFIG.horizon_ms, lake=lake)
-    paths.map(len, THREADS)
-    scan = Evaluator(dataclasses.replace(paths, cache=None), CONFIG, threads=THREADS, scan_below=ALWAYS_SCAN)
+    paths = joined(open_paths(run, horizon_ms=CONFIG.horizon_ms, lake=lake), THREADS)
+    scan = Evaluator(paths, CONFIG, threads=THREADS, scan_below=ALWAYS_SCAN)
 
     def built() -> Evaluator:
-        return Evaluator(dataclasses.replace(paths, cache=None), CONFIG, threads=THREADS, scan_below=NEVER_SCAN)
+        return Evaluator(paths, CONFIG, threads=THREADS, scan_below=NEVER_SCAN)
 
     for few in (1, 3, SCAN_BELOW, 20, 40):
         trials = random_trials(few, near=True)
