@@ -52,12 +52,15 @@ class _Target(NamedTuple):
 
 
 class _Stop(NamedTuple):
-    """All stops of a strategy, its time stop (ms, -1 for none), and the factors of costs."""
+    """All stops of a strategy, its time stop (ms, -1 for none), and the factors of costs.
 
-    level: float
+    In the order in which neighbours are walked alike, which processors guess well.
+    """
+
     trail_from: float
-    trail_keep: float
     steps: tuple[tuple[float, float], ...]
+    trail_keep: float
+    level: float
     time: int
     gap: bool
     sell: float
@@ -73,8 +76,8 @@ class Batch:
     """Some trials: their numbers, and for each its columns in `stops` and `targets`.
 
     `target_first` says which order holds where both are passed in one candle. Columns of stops come in three groups:
-    those that stand, from the highest; those that move; and those of either with a time stop, which refer to a base
-    column and a time of `times`.
+    those that stand, from the highest; those that move, each with the highest take-profit `until` which it matters; and
+    those of either with a time stop, which refer to a base column and a time of `times`.
     """
 
     trials: Int64Array
@@ -85,6 +88,7 @@ class Batch:
     standing: Sequence[_Stop]
     moving: Sequence[_Stop]
     timed: Sequence[_Stop]
+    until: Float64Array
     bases: Int64Array
     times: Int64Array
     time_of: Int64Array
@@ -150,7 +154,7 @@ def _batch(
     wanted = [all_stops[number] for number in used.tolist()]
     bases = {stop._replace(time=-1): 0 for stop in wanted}
     standing = sorted((stop for stop in bases if not stop.moves), reverse=True)
-    moving = [stop for stop in bases if stop.moves]
+    moving = sorted(stop for stop in bases if stop.moves)
     timed = [stop for stop in wanted if stop.time >= 0]
     column = {stop: number for number, stop in enumerate((*standing, *moving, *timed))}
     times = sorted({stop.time for stop in timed})
@@ -158,16 +162,21 @@ def _batch(
     targets = [all_targets[number] for number in used.tolist()]
     ascending = sorted(range(len(targets)), key=lambda number: targets[number])
     place = np.argsort(np.array(ascending, np.int64))
+    stop_of = np.array([column[stop] for stop in wanted], np.int64)[stop_of]
+    base_of = np.array([column[stop._replace(time=-1)] for stop in column], np.int64)
+    until = np.zeros(len(column))
+    np.maximum.at(until, base_of[stop_of], np.array([target.level for target in targets])[target_of])
     return Batch(
         trials=trials,
-        stop_of=np.array([column[stop] for stop in wanted], np.int64)[stop_of],
+        stop_of=stop_of,
         target_of=place[target_of],
         target_first=target_first,
         targets=[targets[number] for number in ascending],
         standing=standing,
         moving=moving,
         timed=timed,
-        bases=np.array([column[stop._replace(time=-1)] for stop in timed], np.int64),
+        until=until[len(standing) :][: len(moving)],
+        bases=base_of[len(bases) :],
         times=np.array(times, np.int64),
         time_of=np.array([times.index(stop.time) for stop in timed], np.int64),
     )
@@ -212,7 +221,7 @@ class ColumnTable:
         if batch.moving:
             level, *rest = self._moving
             find_moving_stops(
-                *alerts, self._records.legs, level, self._trails, self._step_first, self._steps, *rest,
+                *alerts, self._records.legs, level, self._trails, self._step_first, self._steps, batch.until, *rest,
                 stop_when[standing:bases], stop_ret[standing:bases],
             )  # fmt: skip
         if batch.timed:

@@ -182,14 +182,15 @@ def find_stops(  # type: ignore[no-untyped-def]
 @compiled
 def find_moving_stops(  # type: ignore[no-untyped-def]
     rows, traded, entry_ts, levels, legs,
-    plain, trails, step_first, steps, gaps, sells, buys,
+    plain, trails, step_first, steps, until, gaps, sells, buys,
     when, ret,
 ):  # fmt: skip
-    """Columns of stops that rise with the peak. Columns (len(plain), rows).
+    """Columns of stops that rise with the peak, (columns, rows).
 
     `plain` is the multiple of the stop that is always active (0 for none), `trails` (n, 2) from which multiple a stop
     trails (infinite for never) and what it keeps of the peak, `steps` (m, 2) multiple reached and multiple of the stop;
     those of column c are `step_first[c]:step_first[c + 1]`.
+    A stop that is passed only after the multiple `until` is told as the end of the path: a take-profit came before it.
     """
     for i in range(len(rows)):
         row = rows[i]
@@ -199,8 +200,11 @@ def find_moving_stops(  # type: ignore[no-untyped-def]
         price_in, start = levels.entry[row], levels.low_first[row]
         for column in range(len(plain)):
             trail_from, trail_keep = price_in * trails[column, 0], trails[column, 1]
-            # What stands until the peak comes to `armed`, where more stops become active.
-            fixed, keep, armed = plain[column] * price_in, 0.0, -np.inf
+            over = price_in * until[column]
+            # What stands until the peak comes to `armed`, where more stops become active, or it is over.
+            fixed, keep, armed = plain[column] * price_in, 0.0, min(trail_from, over)
+            for step in range(step_first[column], step_first[column + 1]):
+                armed = min(armed, price_in * steps[step, 0])
             found, stop, open_in, found_ts = False, fixed, 0.0, levels.last_ts[row]
             # Nothing but the plain stop is active in the first candle, which is the first low record.
             if levels.low_value[start] <= fixed:
@@ -219,11 +223,13 @@ def find_moving_stops(  # type: ignore[no-untyped-def]
                         continue
                 peak = levels.high_value[leg]
                 if peak >= armed:
-                    armed = np.inf
+                    if peak >= over:
+                        break
+                    armed = over
                     if peak >= trail_from:
                         keep, keep_above = trail_keep, trail_keep * _ABOVE
                     else:
-                        armed = trail_from
+                        armed = min(armed, trail_from)
                     for step in range(step_first[column], step_first[column + 1]):
                         reached = price_in * steps[step, 0]
                         if peak >= reached:

@@ -194,6 +194,23 @@ def test_many_trials_with_columns_of_their_own_are_evaluated_in_batches() -> Non
     same_outcomes(evaluator.outcomes(strategies), expected(market.paths(), strategies, market.config))
 
 
+@pytest.mark.parametrize("hours", [None, 0.5])
+def test_trials_that_share_a_moving_stop_may_take_profits_anywhere(hours: float | None) -> None:
+    moving: list[dict[str, Any]] = [
+        {"sl": None, "trail_distance": 0.25},
+        {"trail_distance": 0.5, "trail_activation": 0.25},
+        {"sl": 0.25, "breakeven_trigger": 0.25, "tiers": ((1.5, 1.25), (3.0, 2.5))},
+    ]
+    strategies = [
+        StrategyConfig(tp=tp, time_stop_hours=hours, **stops)
+        for tp in (1.25, 3.0, 1.5, None, 1.0625)
+        for stops in moving
+    ]
+    for seed in range(6):
+        check(long_market(seed), strategies)
+        check(long_market(seed), [strategy for strategy in strategies if strategy.tp])
+
+
 def test_hostile_paths_are_as_candle_by_candle() -> None:
     paths = paths_of(
         [
