@@ -1,4 +1,4 @@
-"""What a run costs for each alert, whatever its candles: seconds and peak memory of every step, one process a step.
+"""What a run costs for each alert: processor seconds and peak memory of every step, in a process of its own.
 
     python benchmarks/scaling.py --alerts 50000 200000 data/bench
 
@@ -42,7 +42,7 @@ def write_alerts(path: Path, count: int) -> None:
 
 
 def step(name: str, root: Path, alerts: str) -> None:
-    """One step, and what it took, as a line of JSON."""
+    """One step, and what it took of all processors, as a line of JSON."""
     from lake_pipeline.export import export_buckets, snapshot_alerts
     from lake_pipeline.run import load_run
     from lake_pipeline.seal import cover_run, seal_run
@@ -53,7 +53,7 @@ def step(name: str, root: Path, alerts: str) -> None:
     run = RunSettings(alerts=alerts, run_id="scale", **SPEC)
     with sources.connect(str(root)) as source:
         source.identity()
-        started = time.monotonic()
+        started = time.process_time()
         if name == "alerts":
             normalised = run.load_alerts()
             snapshot_alerts(lake.store(), run.identify(normalised, source), normalised, {})
@@ -65,7 +65,7 @@ def step(name: str, root: Path, alerts: str) -> None:
             seal_run(load_run(lake.store(), "scale"))
         elif name == "verify":
             require_verified(load_run(lake.store(), "scale"))
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     print(json.dumps({"step": name, "seconds": round(seconds, 2), "peak_mb": round(peak)}))
 
@@ -87,12 +87,9 @@ def measure(folder: Path, count: int) -> dict[str, dict[str, float]]:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
     run = root / "lake/runs/run_id=scale"
-    for name, paths in (
-        ("receipts", "receipts/*.json"),
-        ("coverage", "outputs/coverage.parquet"),
-        ("inputs", "inputs/*"),
-    ):
-        found[f"{name} on disk"] = {"bytes": sum(path.stat().st_size for path in run.glob(paths))}
+    paths = {"receipts": "receipts/*.json", "coverage": "outputs/coverage.parquet", "inputs": "inputs/*"}
+    for name, pattern in paths.items():
+        found[f"{name} on disk"] = {"bytes": sum(path.stat().st_size for path in run.glob(pattern))}
     shutil.rmtree(root)
     return found
 
