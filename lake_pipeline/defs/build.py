@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from lake_pipeline.defs.assets import backtest, lake
+from lake_pipeline.defs.jobs import BACKTEST_JOB, EXPORT_JOB, build_jobs
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
@@ -19,9 +20,6 @@ from lake_pipeline.defs.resources import (
 from lake_pipeline.export import BucketResult
 
 __all__ = ["BACKTEST_JOB", "EXPORT_JOB", "build_definitions"]
-
-EXPORT_JOB = "export_run"
-BACKTEST_JOB = "backtest_run"
 
 
 def build_definitions(
@@ -41,21 +39,9 @@ def build_definitions(
         # Backfill policies on assets are beta in this minor, which the pin allows for.
         warnings.simplefilter("ignore", dg.BetaWarning)
         assets = [*lake.build_lake_assets(policy, on_bucket), *backtest.build_backtest_assets()]
-    return dg.Definitions(
-        assets=assets,
-        jobs=[
-            dg.define_asset_job(
-                EXPORT_JOB,
-                selection=dg.AssetSelection.groups(lake.GROUP),
-                description="Export a run and seal it: alerts, all candle buckets, coverage, manifest.",
-            ),
-            dg.define_asset_job(
-                BACKTEST_JOB,
-                selection=dg.AssetSelection.groups(backtest.GROUP),
-                description="Backtest a sealed run: baseline, price action, caller table, trades.",
-            ),
-        ],
-        resources={
+    parts: dict[str, Any] = {
+        "assets": assets,
+        "resources": {
             "lake": LakeResource.configure_at_launch(),
             "candle_source": CandleSourceResource.configure_at_launch(),
             "lake_run": LakeRunResource.configure_at_launch(),
@@ -64,5 +50,6 @@ def build_definitions(
             **(resources or {}),
         },
         # A process per step costs seconds of imports each; the work itself runs in threads.
-        executor=dg.in_process_executor,
-    )
+        "executor": dg.in_process_executor,
+    }
+    return dg.Definitions(**parts, jobs=build_jobs(parts))
