@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DAGSTER_HOME := $(CURDIR)/.dagster
 DATA_ROOT ?= data
 
-.PHONY: demo test test-scale faults check ui bench format clean help
+.PHONY: demo test test-scale faults check ui bench docs format clean help
 
 help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -39,6 +39,10 @@ ROUNDS ?= 3
 bench: $(VENV)/installed  ## Export and backtest against what one would type instead; SCALE=full is 60 M candles
 	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
 	$(BIN)/python benchmarks/backtest.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
+
+docs: $(VENV)/installed  ## The documentation as a site, in site/; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'open site/index.html'
 
 format: $(VENV)/installed  ## Apply the formatter
 	$(BIN)/ruff check --fix .
