@@ -195,9 +195,9 @@ def equity_picture(best: Mapping[str, Any], winner_trades: pa.Table) -> bytes:
             " test", (_moment(fold["test_from"]), 0.97), xycoords=("data", "axes fraction"), color=_INK, va="top",
             fontsize=9,
         )  # fmt: skip
-        locator = AutoDateLocator(minticks=3, maxticks=8)
+        locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         _legend(axes, loc="best")
     return _bytes(figure)
 

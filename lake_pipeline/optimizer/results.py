@@ -124,7 +124,7 @@ def optimize_result(
 
 def pictures_result(lake: Store, run: Run, result: OptimizeResult, *, threads: int = 2) -> Result:
     """The pictures of a stored search, in `pictures` of it."""
-    from lake_pipeline.optimizer import plots
+    import lake_pipeline.optimizer.plots as plots
 
     def write(store: Store) -> None:
         for name, picture in plots.pictures(result.trials(), result.best(), result.winner_trades()).items():
