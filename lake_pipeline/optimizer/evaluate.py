@@ -22,9 +22,11 @@ from lake_pipeline.backtest.baseline import Entries
 from lake_pipeline.backtest.config import AlertSelection, BaselineConfig, StrategyConfig
 from lake_pipeline.backtest.exits import simulate
 from lake_pipeline.backtest.kernels import locate
-from lake_pipeline.backtest.paths import PathBlock, Paths, open_paths
+from lake_pipeline.backtest.paths import PathBlock, Paths, each, open_paths
 from lake_pipeline.io.store import Store
-from lake_pipeline.optimizer.passage import COUNTS, SUMS, add_up
+from lake_pipeline.optimizer.columns import Batch, ColumnTable, plan
+from lake_pipeline.optimizer.passage import COUNTS, SUMS, TILE, add_up, count_tile, trade_tile
+from lake_pipeline.optimizer.records import Records, load_records, records_cached
 from lake_pipeline.run import Run
 
 __all__ = ["Evaluator", "Outcomes", "Totals", "open_evaluator"]
@@ -85,21 +87,31 @@ def open_evaluator(
 ) -> Evaluator:
     """The evaluator of a sealed run; with `lake`, the store of the data root, caches are used and filled.
 
-    Without `lake` nothing is read from a cache and none is written. Raises as `open_paths` does.
+    Without `lake` no cache is read or written. Raises as `open_paths` does.
     """
-    return Evaluator(open_paths(run, selection, config.horizon_ms, lake=lake), config, threads=threads)
+    paths = open_paths(run, selection, config.horizon_ms, lake=lake)
+    return Evaluator(paths, config, threads=threads, scan_below=SCAN_BELOW if lake else 0)
+
+
+# So many trials are walked candle by candle before finding records pays (benchmarks/optimizer.py).
+SCAN_BELOW: Final = 20
 
 
 class Evaluator:
     """Strategies on the paths of one run; `config.horizon_ms` is that of the paths.
 
-    The choice of how trials are evaluated, and the number of threads, change no bit of a result.
+    The first trials walk each path candle by candle as `backtest.exits.simulate` does; from the `scan_below`th on, and
+    always where they are cached, records are used (`records`, `passage`). The choice, the number of threads and what
+    is evaluated together change no bit of a result.
     """
 
-    def __init__(self, paths: Paths, config: BaselineConfig, *, threads: int = 2) -> None:
+    def __init__(self, paths: Paths, config: BaselineConfig, *, threads: int = 2, scan_below: int = SCAN_BELOW) -> None:
         self._paths = paths
         self._config = config
         self._threads = threads
+        self._scan_below = scan_below
+        self._trials = 0
+        self._found: Records | None = None
 
     @property
     def alerts(self) -> pa.Table:
@@ -124,28 +136,38 @@ class Evaluator:
     @cached_property
     def status(self) -> Int64Array:
         """Each alert's position in `baseline.STATUSES`; 0 is `ok`, and only those are traded."""
-        entries = Entries(self._paths)
-        self._paths.map(entries.take, self._threads)
+        records = self._records(0)
+        entries = records.entries(self._paths) if records else Entries(self._paths)
+        if records is None:
+            self._paths.map(entries.take, self._threads)
         return entries.status(self._config.max_entry_lag)
 
     def delayed(self, candles: int) -> Evaluator:
         """The same alerts entered so many candles later; paths end where they did, lag counts from then."""
-        return Evaluator(_delayed(self._paths, candles), self._config, threads=self._threads)
+        paths = _delayed(self._paths, candles)
+        return Evaluator(paths, self._config, threads=self._threads, scan_below=self._scan_below)
 
     def outcomes(self, strategies: Sequence[StrategyConfig]) -> Outcomes:
         """Every trade of each strategy; 33 bytes a trade."""
-        found = _no_trades((len(strategies), len(self.entry_ts)))
-        for trial, strategy in enumerate(strategies):
-            exits = simulate(self._paths, strategy, self._config, threads=self._threads)
-            traded = exits.tradable
-            for column, values in (
-                (found.ret, exits.ret),
-                (found.ret_worst, exits.ret_worst),
-                (found.ret_best, exits.ret_best),
-            ):
-                column[trial] = np.where(traded & np.isfinite(values), values, np.nan)
-            found.ambiguous[trial] = exits.ambiguous & traded
-            found.exit_ts[trial] = np.where(traded, exits.exit_ts, -1)
+        found = _empty(len(strategies), len(self.entry_ts))
+        records = self._records(len(strategies))
+        if records is None:
+            for trial, strategy in enumerate(strategies):
+                self._scan(trial, strategy, found)
+            return found
+        tradable = self.status == 0
+        tiles = _tiles(np.arange(len(tradable)))
+        for batch in self._batches(strategies):
+            table = self._table(records, batch, tradable)
+
+            def trade(rows: Int64Array, batch: Batch = batch, table: ColumnTable = table) -> None:
+                columns = table.of(rows)
+                trade_tile(
+                    rows, tradable, self.entry_ts, *columns, batch.stop_of, batch.target_of, batch.target_first,
+                    batch.trials, found.ret, found.ret_worst, found.ret_best, found.ambiguous, found.exit_ts,
+                )  # fmt: skip
+
+            each(trade, tiles, self._threads)
         return found
 
     def totals(self, strategies: Sequence[StrategyConfig], groups: BoolArray) -> Totals:
@@ -153,22 +175,80 @@ class Evaluator:
 
         `groups` has shape (groups, alerts) and is true where an alert is in a group; groups may overlap.
         """
-        segments, member = _segments(groups & (self.status == 0))
+        tradable = self.status == 0
+        segments, member = _segments(groups & tradable)
         counts = np.zeros((len(strategies), len(segments), len(COUNTS)), np.int64)
         sums = np.zeros((len(strategies), len(segments), len(SUMS)))
-        for trial, strategy in enumerate(strategies):
-            found = self.outcomes([strategy])
-            for segment, rows in enumerate(segments):
-                add_up(
-                    found.ret[0], found.ret_worst[0], found.ret_best[0], found.ambiguous[0], rows,
-                    counts[trial, segment], sums[trial, segment],
-                )  # fmt: skip
+        records = self._records(len(strategies))
+        if records is None:
+            found = _empty(1, len(self.entry_ts))
+            for trial, strategy in enumerate(strategies):
+                self._scan(0, strategy, found)
+                for segment, rows in enumerate(segments):
+                    add_up(
+                        found.ret[0], found.ret_worst[0], found.ret_best[0], found.ambiguous[0], rows,
+                        counts[trial, segment], sums[trial, segment],
+                    )  # fmt: skip
+        else:
+            tiles = [(segment, rows) for segment, every in enumerate(segments) for rows in _tiles(every)]
+            for batch in self._batches(strategies):
+                table = self._table(records, batch, tradable)
+
+                def count(
+                    tile: tuple[int, Int64Array], batch: Batch = batch, table: ColumnTable = table
+                ) -> tuple[Int64Array, Float64Array]:
+                    tile_counts = np.zeros((len(batch.trials), len(COUNTS)), np.int64)
+                    tile_sums = np.zeros((len(batch.trials), len(SUMS)))
+                    columns = table.of(tile[1])
+                    count_tile(
+                        *columns, batch.stop_of, batch.target_of, batch.target_first, len(tile[1]),
+                        tile_counts, tile_sums,
+                    )  # fmt: skip
+                    return tile_counts, tile_sums
+
+                figures = each(count, tiles, self._threads)
+                for (segment, _), (tile_counts, tile_sums) in zip(tiles, figures, strict=True):
+                    counts[batch.trials, segment] += tile_counts
+                    sums[batch.trials, segment] += tile_sums
         return Totals(*_by_group(counts, member), *_by_group(sums, member))
 
+    def _records(self, trials: int) -> Records | None:
+        """The records, if they are to be used for so many more trials."""
+        self._trials += trials
+        if self._found is None and (self._trials >= self._scan_below or records_cached(self._paths)):
+            self._found = load_records(self._paths, threads=self._threads)
+        return self._found
 
-def _no_trades(shape: tuple[int, int]) -> Outcomes:
-    ret, ret_worst, ret_best = np.full((3, *shape), np.nan)
-    return Outcomes(ret, ret_worst, ret_best, np.zeros(shape, np.bool_), np.full(shape, -1, np.int64))
+    def _batches(self, strategies: Sequence[StrategyConfig]) -> Iterator[Batch]:
+        return plan(strategies)
+
+    def _table(self, records: Records, batch: Batch, tradable: BoolArray) -> ColumnTable:
+        return ColumnTable(self._paths, records, batch, tradable, self._threads)
+
+    def _scan(self, trial: int, strategy: StrategyConfig, found: Outcomes) -> None:
+        """Fill one trial's row candle by candle."""
+        exits = simulate(self._paths, strategy, self._config, threads=self._threads)
+        traded = exits.tradable
+        for column, values in (
+            (found.ret, exits.ret),
+            (found.ret_worst, exits.ret_worst),
+            (found.ret_best, exits.ret_best),
+        ):
+            column[trial] = np.where(traded & np.isfinite(values), values, np.nan)
+        found.ambiguous[trial] = exits.ambiguous & traded
+        found.exit_ts[trial] = np.where(traded, exits.exit_ts, -1)
+
+
+def _empty(trials: int, alerts: int) -> Outcomes:
+    """Outcomes to be filled, every place of them."""
+    ret, ret_worst, ret_best = np.empty((3, trials, alerts))
+    return Outcomes(
+        ret, ret_worst, ret_best, np.empty((trials, alerts), np.bool_), np.empty((trials, alerts), np.int64)
+    )
+
+
+def _tiles(rows: Int64Array) -> list[Int64Array]:
+    return [rows[start : start + TILE] for start in range(0, len(rows), TILE)]
 
 
 def _delayed(paths: Paths, candles: int) -> Paths:

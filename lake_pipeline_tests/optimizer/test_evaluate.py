@@ -63,7 +63,9 @@ def variants(strategy: StrategyConfig) -> list[StrategyConfig]:
 def check(market: Market, strategies: list[StrategyConfig]) -> None:
     paths = market.paths()
     wanted = expected(paths, strategies, market.config)
-    same_outcomes(Evaluator(paths, market.config).outcomes(strategies), wanted)
+    for scan_below in (0, 1000):
+        evaluator = Evaluator(paths, market.config, scan_below=scan_below)
+        same_outcomes(evaluator.outcomes(strategies), wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
