@@ -336,11 +336,10 @@ def run_all(scale: str, folder: Path, rounds: int) -> dict[str, list[dict[str, f
     for number in range(rounds):
         for name in names:
             if name in AGAIN:
-                first = Case(main_case.scale, main_case.folder)
                 subprocess.run([sys.executable, __file__, "--first", "--scale", scale, str(folder)], check=True)
             results[name].append(run_once(name, scale, folder))
             if name in AGAIN:
-                shutil.rmtree(first.folder / f"lake/runs/run_id={FIRST}")
+                shutil.rmtree(main_case.folder / f"lake/runs/run_id={FIRST}")
             print(f"round {number + 1}: {name} {results[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     return results
 

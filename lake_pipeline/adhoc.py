@@ -121,7 +121,7 @@ def export_alert_slices(
     plan = build_plan(alerts, spec)
     fingerprint = _fingerprint(source, spec, {"alerts": table_digest(alerts)})
     target = output or Path("slices", f"alerts_{spec.interval}_{spec.window}_{fingerprint}")
-    ids, interval_ms = alerts.column("alert_id").to_pylist(), spec.interval_s * 1000
+    ids = alerts.column("alert_id").to_pylist()
     rows = duplicates = rejected = 0
     empty: list[str] = []
     for group in group_buckets(plan, ALL_BUCKETS, max_rows_in_flight):
@@ -133,8 +133,7 @@ def export_alert_slices(
             table = candle_table(result.candles, mints, spec.interval_s)
             for local, index in enumerate(indices):
                 for row in plan.alert_rows[plan.alert_offsets[index] : plan.alert_offsets[index + 1]].tolist():
-                    start = plan.anchors[row] - spec.pre * interval_ms
-                    window = np.array([start, start + (spec.pre + 1 + spec.post) * interval_ms])
+                    window = np.concatenate(spec.windows(plan.anchors[[row]]))
                     low, high = np.searchsorted(result.candles.keys, candle_keys(np.full(2, local), window)).tolist()
                     _write(target / alert_file_name(ids[row], plan.mints[index]), table.slice(low, high - low))
                     rows += high - low

@@ -474,7 +474,7 @@ class _Exporter:
 
     def _delete_unlisted(self, bucket: str, receipt: Receipt) -> None:
         """Remove what this attempt wrote and the receipt that was quicker does not list: nobody will ever want it."""
-        listed = {entry.path for entry in (*receipt.files, receipt.rejected) if entry}
+        listed = {entry.path for entry in receipt.entries}
         for path in self.run.bucket_files(bucket):
             if path not in listed and (layout.is_part(path) or path == layout.rejected_path(bucket)):
                 self.run.store.delete(path)
@@ -542,10 +542,7 @@ def _ahead(
 
 def _inside_windows(keys: Int64Array, mint: Int64Array, anchors: Int64Array, spec: RunSpec) -> npt.NDArray[np.bool_]:
     """Which candles lie in the window of at least one of these alerts."""
-    interval_ms = spec.interval_s * 1000
-    groups, starts, ends = merge_windows(
-        mint, anchors - spec.pre * interval_ms, anchors + (spec.post + 1) * interval_ms
-    )
+    groups, starts, ends = merge_windows(mint, *spec.windows(anchors))
     if len(groups) == 0:
         return np.zeros(len(keys), dtype=bool)
     position = np.searchsorted(candle_keys(groups, starts), keys, side="right") - 1

@@ -150,16 +150,15 @@ class OpenRun:
         """Check every byte and rule of the sealed run; `faults` of the report is empty if all is well."""
         return verify_run(self._run.store, self.run_id)
 
-    def _read(self, mint: str, start_ms: int | None = None, end_ms: int | None = None) -> pa.Table:
+    def _read(self, mint: str, start_ms: int = -_FOREVER, end_ms: int = _FOREVER) -> pa.Table:
         """Candles of one mint in `[start_ms, end_ms)`; files and row groups that cannot have any are not read."""
         folder = f"{layout.bucket_folder(self._run.spec, compute_mint_bucket(mint))}/"
-        low, high = (-_FOREVER if start_ms is None else start_ms), (_FOREVER if end_ms is None else end_ms)
         found = [SLICE_SCHEMA.empty_table()]
         try:
             for path in self._paths:
                 if path.startswith(folder):
                     with self._filesystem.open_input_file(path) as file:
-                        found += _candles_of(file, mint, low, high)
+                        found += _candles_of(file, mint, start_ms, end_ms)
         except (OSError, pa.ArrowException) as error:
             raise RunError(
                 f"run {self.run_id!r} cannot be read: {str(error).splitlines()[0]}. `lake verify {self.run_id}` "

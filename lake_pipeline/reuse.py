@@ -18,7 +18,6 @@ import pyarrow as pa
 from lake_pipeline.core.buckets import compute_mint_bucket
 from lake_pipeline.core.manifest import Receipt
 from lake_pipeline.core.plan import Plan
-from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.errors import LakeError, RunError
 from lake_pipeline.io import layout
 from lake_pipeline.io.provenance import read_events
@@ -95,7 +94,7 @@ def take_over(run: Run, reusable: Reusable, bucket: str) -> Receipt:
     state = other.bucket_state(bucket)
     if state.receipt is None or hash_file(other.store, path).sha256 != reusable.receipt_sha256:
         raise RunError(f"run {other.run_id}, bucket {bucket}: {state.problem or f'{path} is not the sealed one'}")
-    for entry in (*state.receipt.files, *([state.receipt.rejected] if state.receipt.rejected else [])):
+    for entry in state.receipt.entries:
         run.store.adopt(other.store, entry.path)
     return state.receipt.model_copy(update={"run_fingerprint": run.record.run_fingerprint})
 
@@ -113,13 +112,13 @@ def _alerts_by_bucket(alerts: pa.Table) -> dict[str, list[tuple[Any, ...]]]:
 
 def _relatives(lake: Store, run: Run) -> Iterator[tuple[Run, list[_Export]]]:
     """Sealed runs of the same settings and source, with their exports whose source state is known, newest first."""
-    found = []
+    found, kind = [], _kind(run)
     for run_id in list_run_ids(lake):
         if run_id == run.run_id:
             continue
         try:
             other = load_run(lake, run_id)
-            if not other.sealed or _kind(other) != _kind(run):
+            if not other.sealed or _kind(other) != kind:
                 continue
             events = [event for event in read_events(other.store) if event.get("source_state")]
             exports = [(SourceState(**event["source_state"]), frozenset(event["exported"])) for event in events]
@@ -134,8 +133,4 @@ def _relatives(lake: Store, run: Run) -> Iterator[tuple[Run, list[_Export]]]:
 
 def _kind(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and source a bucket's bytes follow from: days only choose the alerts."""
-    return _without_days(run.spec), run.record.source
-
-
-def _without_days(spec: RunSpec) -> dict[str, Any]:
-    return {**spec.canonical(), "from_day": None, "to_day": None}
+    return {**run.spec.canonical(), "from_day": None, "to_day": None}, run.record.source

@@ -124,8 +124,7 @@ class Run:
             return f"its receipt is that of bucket {receipt.mint_bucket}"
         if receipt.run_fingerprint != self.record.run_fingerprint:
             return "its receipt is of another run (the fingerprint differs)"
-        entries: list[FileEntry] = [*receipt.files, *([receipt.rejected] if receipt.rejected else [])]
-        for entry in entries:
+        for entry in receipt.entries:
             if not self.store.exists(entry.path):
                 return f"{entry.path} is missing"
             if not hashes:

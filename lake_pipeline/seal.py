@@ -234,8 +234,7 @@ def _refuse_foreign_files(run: Run, manifest: Manifest) -> None:
     known = {entry.path for entry in (*manifest.files, *manifest.records)}
     # A manifest is there by now only where there are no locks; creating ours will tell.
     known |= {layout.RUN_RECORD, layout.PROVENANCE, layout.CHECKSUMS, layout.MANIFEST}
-    _remove_unfinished(run)
-    foreign = [file.path for file in run.store.files() if file.path not in known]
+    foreign = [path for path in _remove_unfinished(run) if path not in known]
     if foreign:
         shown = ", ".join(foreign[:5])
         raise StoreError(
@@ -244,11 +243,13 @@ def _refuse_foreign_files(run: Run, manifest: Manifest) -> None:
         )
 
 
-def _remove_unfinished(run: Run) -> None:
-    """Delete what dead processes left half written. The caller holds the run's exclusive lock, if any."""
-    for file in run.store.files():
+def _remove_unfinished(run: Run) -> list[str]:
+    """Delete what dead processes left half written; the other files' paths. The caller holds the lock, if any."""
+    files = list(run.store.files())
+    for file in files:
         if file.temporary:
             run.store.delete(file.path)
+    return [file.path for file in files if not file.temporary]
 
 
 def _write_checksums(run: Run, manifest: Manifest) -> None:

@@ -86,6 +86,13 @@ def verify_run(
     `on_file` is called with the size of each file as its hash is known. Raises RunNotFound and RunNotSealed
     when there is nothing to verify.
     """
+    return _verify(store, run_id, threads, on_file)[0]
+
+
+def _verify(
+    store: Store, run_id: str, threads: int, on_file: Callable[[int], None]
+) -> tuple[VerifyReport, Manifest | None]:
+    """The report, and the manifest it is about if that can be read."""
     if not store.exists(layout.MANIFEST):
         if store.exists(layout.RUN_RECORD):
             raise _not_sealed(run_id)
@@ -94,7 +101,7 @@ def verify_run(
     check = _Checker(store, run_id, report)
     manifest = check.manifest()
     if manifest is None:
-        return report
+        return report, None
     report.files = len(manifest.files) + len(manifest.records)
     report.rows = manifest.total_rows
     report.bytes = sum(entry.bytes for entry in (*manifest.files, *manifest.records))
@@ -103,7 +110,7 @@ def verify_run(
     if not damaged:
         # What the files say about each other means something only while each is the one that was sealed.
         check.contents(manifest, threads)
-    return report
+    return report, manifest
 
 
 def verify_chain(
@@ -119,13 +126,12 @@ def verify_chain(
     while True:
         store = lake.sub(layout.run_folder(run_id))
         try:
-            report = verify_run(store, run_id, threads=threads, on_file=on_file)
+            report, manifest = _verify(store, run_id, threads, on_file)
         except (RunNotFound, RunNotSealed) as error:
             if not reports:
                 raise
             reports[-1].faults.append(f"its previous run cannot be followed: {error}")
             return reports
-        manifest = _Checker(store, run_id, VerifyReport(run_id)).manifest()
         if reports and (manifest is None or manifest.as_previous() != wanted):
             reports[-1].faults.append(f"its previous run {run_id!r} is not the one that was sealed before it")
         reports.append(report)
@@ -403,7 +409,6 @@ class _BucketChecker:
     ) -> int:
         """Check the candles of some whole mints, add their alerts' measures, return the zero-volume count."""
         plan, spec = self.plan, self.plan.spec
-        interval_ms = spec.interval_s * 1000
         keys = candle_keys(local, table.column("ts").cast(pa.int64()).to_numpy())
         if not np.all(keys[1:] > keys[:-1]):
             self._fault("its candles are not sorted and unique by (mint, ts)")
@@ -419,9 +424,8 @@ class _BucketChecker:
         anchors = plan.anchors[alert_rows]
         # Count how many kept windows begin and end up to each candle: inside means more begun than ended.
         kept = self.kept[alert_rows]
-        starts = np.sort(candle_keys(alert_mint[kept], anchors[kept] - spec.pre * interval_ms))
-        ends = np.sort(candle_keys(alert_mint[kept], anchors[kept] + (spec.post + 1) * interval_ms))
-        inside = np.searchsorted(starts, keys, side="right") > np.searchsorted(ends, keys, side="right")
+        begun, ended = (np.sort(candle_keys(alert_mint[kept], edges)) for edges in spec.windows(anchors[kept]))
+        inside = np.searchsorted(begun, keys, side="right") > np.searchsorted(ended, keys, side="right")
         if not inside.all():
             self._fault(f"{np.count_nonzero(~inside)} candles lie in no kept alert's window")
         zero = values["volume"] == 0

@@ -185,13 +185,8 @@ def _table(
             metrics[f"dd_after_{name}"] = _floats(reached / (level * entry) - 1, ok)
     for name, level in _MULTIPLES.items():
         metrics[f"time_to_{name}_s"] = _seconds(whole[f"time_to_{level:g}x"], ok)
-    alerts = paths.alerts
     columns = {
-        "alert_id": alerts.column("alert_id"),
-        "mint": alerts.column("mint"),
-        "caller": alerts.column("caller"),
-        "alert_ts_utc": alerts.column("ts"),
-        "entry_ts_utc": pa.array(paths.entry_ts).cast(_TS),
+        **paths.identity_columns(),
         "interval_seconds": pa.array(np.full(len(ok), paths.interval_s, np.int32)),
         "horizon_hours": pa.array(np.full(len(ok), config.horizon_hours)),
         "status": pa.array(np.array(STATUSES)[status], pa.string()),

@@ -118,6 +118,13 @@ class Paths:
     bucket_of: Sequence[str] = field(repr=False, default=())
     cache: CacheOrigin | None = None
 
+    def identity_columns(self) -> dict[str, pa.ChunkedArray]:
+        """`alert_id, mint, caller, alert_ts_utc, entry_ts_utc`: how every table of results begins."""
+        columns = {name: self.alerts.column(name) for name in ("alert_id", "mint", "caller")}
+        times = self.alerts.column("ts")
+        entry = pa.chunked_array([pa.array(self.entry_ts).cast(times.type)])
+        return {**columns, "alert_ts_utc": times, "entry_ts_utc": entry}
+
     def map(self, function: Callable[[PathBlock], _T], threads: int = 1) -> list[_T]:
         """`function` of each block, in the order of `buckets`, `threads` blocks at a time."""
         return each(lambda bucket: function(self.load(bucket)), self.buckets, threads)

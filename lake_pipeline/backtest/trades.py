@@ -91,13 +91,8 @@ def trade_paths(
     r_multiple = np.full(len(traded), np.nan)
     if strategy.sl is not None:
         r_multiple = exits.ret / (1 - strategy.sl)
-    alerts = paths.alerts
     columns = {
-        "alert_id": alerts.column("alert_id"),
-        "mint": alerts.column("mint"),
-        "caller": alerts.column("caller"),
-        "alert_ts_utc": alerts.column("ts"),
-        "entry_ts_utc": pa.array(paths.entry_ts).cast(_TS),
+        **paths.identity_columns(),
         "entry_price": column(exits.entries.price),
         "exit_ts_utc": column(exits.exit_ts).cast(_TS),
         "exit_price": column(exits.exit_price),

@@ -47,12 +47,11 @@ def compute_coverage(alerts: pa.Table, candles: pa.Table, spec: RunSpec) -> pa.T
     ours = mints >= 0
     keys = candle_keys(mints[ours], candles.column("ts").cast(pa.int64()).to_numpy()[ours])
     order = np.argsort(keys)
-    interval_ms = spec.interval_s * 1000
     measures = measure_windows(
         keys[order],
         (candles.column("volume").to_numpy()[ours] == 0)[order],
         np.array([index[mint] for mint in by_alert], dtype=np.int64),
-        alerts.column("ts").cast(pa.int64()).to_numpy() // interval_ms * interval_ms,
+        spec.anchors(alerts),
         spec,
     )
     return coverage_table(alerts, measures, spec)
@@ -69,11 +68,10 @@ def measure_windows(
     lengths of all gaps add up to `missing`.
     """
     interval_ms = spec.interval_s * 1000
-    window = spec.pre + 1 + spec.post
-    starts = anchors - spec.pre * interval_ms
+    starts, ends = spec.windows(anchors)
     first = np.searchsorted(keys, candle_keys(mint, starts))
     middle = np.searchsorted(keys, candle_keys(mint, anchors))
-    end = np.searchsorted(keys, candle_keys(mint, starts + window * interval_ms))
+    end = np.searchsorted(keys, candle_keys(mint, ends))
     some = end > first
 
     ts = key_ts_ms(keys)
@@ -88,21 +86,21 @@ def measure_windows(
     measures["available_pre"] = middle - first
     measures["available_post"] = end - middle
     measures["zero_volume"] = zeros_before[end] - zeros_before[first]
-    measures["missing"][:] = window
+    measures["missing"][:] = spec.window_candles
     measures["gap_count"][:] = 1
-    measures["largest_gap"][:] = window
+    measures["largest_gap"][:] = spec.window_candles
     if some.any():
         lo, hi = first[some], end[some] - 1
         start_slot = starts[some] // interval_ms
         lead = slot[lo] - start_slot
-        trail = start_slot + window - 1 - slot[hi]
+        trail = start_slot + spec.window_candles - 1 - slot[hi]
         inner = np.zeros(len(lo), dtype=np.int64)
         for row, (low, high) in enumerate(zip(lo.tolist(), hi.tolist(), strict=True)):
             if high > low:
                 inner[row] = step[low:high].max() - 1
         measures["first_ts_ms"][some] = ts[lo]
         measures["last_ts_ms"][some] = ts[hi]
-        measures["missing"][some] = window - (filled_before[hi] - filled_before[lo] + 1)
+        measures["missing"][some] = spec.window_candles - (filled_before[hi] - filled_before[lo] + 1)
         measures["gap_count"][some] = gaps_before[hi] - gaps_before[lo] + (lead > 0) + (trail > 0)
         measures["largest_gap"][some] = np.maximum(np.maximum(lead, trail), inner)
         # The first candle at or after the anchor is in the anchor's slot, if any is.
@@ -142,8 +140,8 @@ def gather_coverage(alerts: pa.Table, receipts: Sequence[Receipt], spec: RunSpec
 
 def coverage_table(alerts: pa.Table, measures: Mapping[str, Int64Array], spec: RunSpec) -> pa.Table:
     """The coverage table from the alerts and their MEASURES, row for row."""
-    interval_ms = spec.interval_s * 1000
-    anchors = alerts.column("ts").cast(pa.int64()).to_numpy() // interval_ms * interval_ms
+    anchors = spec.anchors(alerts)
+    starts, ends = spec.windows(anchors)
     pre, post = measures["available_pre"], measures["available_post"]
     total = pre + post
     empty = total == 0
@@ -157,12 +155,12 @@ def coverage_table(alerts: pa.Table, measures: Mapping[str, Int64Array], spec: R
             "caller": alerts.column("caller"),
             "mint_bucket": [compute_mint_bucket(mint) for mint in mints],
             "anchor_ts_ms": anchors,
-            "window_start_ms": anchors - spec.pre * interval_ms,
-            "window_end_ms": anchors + (spec.post + 1) * interval_ms,
+            "window_start_ms": starts,
+            "window_end_ms": ends,
             "available_pre": pre,
             "available_post": post,
             "available_total": total,
-            "expected_total": np.full(len(anchors), spec.pre + 1 + spec.post),
+            "expected_total": np.full(len(anchors), spec.window_candles),
             "first_ts_ms": pa.array(measures["first_ts_ms"], mask=empty),
             "last_ts_ms": pa.array(measures["last_ts_ms"], mask=empty),
             "missing": measures["missing"],

@@ -146,6 +146,11 @@ class Receipt(_Model):
     rejected: FileEntry | None
     coverage: dict[str, list[Any]]
 
+    @property
+    def entries(self) -> list[FileEntry]:
+        """All files of the bucket."""
+        return [*self.files, *([self.rejected] if self.rejected else [])]
+
 
 class Coverage(_Model):
     """Coverage of a run in counts of alerts."""

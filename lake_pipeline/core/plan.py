@@ -65,15 +65,12 @@ class Plan:
 
 def build_plan(alerts: pa.Table, spec: RunSpec) -> Plan:
     """The plan of normalised alerts (any order; `alert_rows` refers to the order given)."""
-    interval_ms = spec.interval_s * 1000
     by_alert = alerts.column("mint").to_pylist()
     mints = sorted(set(by_alert), key=str.encode)
     index = {mint: position for position, mint in enumerate(mints)}
     groups = np.fromiter((index[mint] for mint in by_alert), np.int64, len(by_alert))
-    anchors = alerts.column("ts").cast(pa.int64()).to_numpy() // interval_ms * interval_ms
-    merged, starts, ends = merge_windows(
-        groups, anchors - spec.pre * interval_ms, anchors + (spec.post + 1) * interval_ms
-    )
+    anchors = spec.anchors(alerts)
+    merged, starts, ends = merge_windows(groups, *spec.windows(anchors))
     positions = np.arange(len(mints) + 1)
     window_offsets = np.searchsorted(merged, positions)
     alert_rows = np.argsort(groups, kind="stable")
@@ -87,7 +84,7 @@ def build_plan(alerts: pa.Table, spec: RunSpec) -> Plan:
         alert_offsets=np.searchsorted(groups[alert_rows], positions),
         alert_rows=alert_rows,
         anchors=anchors,
-        max_rows=np.add.reduceat((ends - starts) // interval_ms, window_offsets[:-1]),
+        max_rows=np.add.reduceat((ends - starts) // (spec.interval_s * 1000), window_offsets[:-1]),
     )
 
 

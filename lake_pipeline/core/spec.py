@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, cast, get_args
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
 from lake_pipeline.core.canonical import canonical_json, sha256_hex
 from lake_pipeline.core.chains import canonical_chain
 from lake_pipeline.core.window import check_window_span, interval_to_seconds, parse_window_spec
@@ -17,7 +21,7 @@ __all__ = ["LAKE_VERSION", "Compression", "RunSpec", "check_run_id", "derive_run
 
 LAKE_VERSION: Final = "v1"
 Compression = Literal["zstd", "snappy", "none"]
-
+Int64Array = npt.NDArray[np.int64]
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _DAY_MS: Final = 86_400_000
 
@@ -111,6 +115,22 @@ class RunSpec:
             day_start_ms(self.from_day) if self.from_day else None,
             day_start_ms(self.to_day) + _DAY_MS if self.to_day else None,
         )
+
+    @property
+    def window_candles(self) -> int:
+        """How many candles a full window has."""
+        return self.pre + 1 + self.post
+
+    def anchors(self, alerts: pa.Table) -> Int64Array:
+        """Open time (ms) of the candle each of these alerts falls into."""
+        interval_ms = self.interval_s * 1000
+        times: Int64Array = alerts.column("ts").cast(pa.int64()).to_numpy()
+        return times // interval_ms * interval_ms
+
+    def windows(self, anchors: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Start and end (ms) of the windows around these anchors, `[start, end)`."""
+        interval_ms = self.interval_s * 1000
+        return anchors - self.pre * interval_ms, anchors + (self.post + 1) * interval_ms
 
     def canonical(self) -> dict[str, Any]:
         """Every setting with its default filled in, as JSON values; what is hashed and stored."""

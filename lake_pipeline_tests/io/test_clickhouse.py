@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -490,6 +491,38 @@ def test_duplicates_are_decided_by_the_version_columns_there_are(
     expected = surviving(candles, versions=fields)
     assert rows_of(result.candles, mints) == rows_of_candles(expected)
     assert result.duplicates.sum() == len(candles) - len(expected)
+
+
+@pytest.mark.parametrize(
+    ("type_", "ascending"),
+    [
+        ("Int8", ["-128", "-1", "0", "127"]),
+        ("UInt32", ["0", "1", "4294967295"]),
+        ("UInt64", ["0", "9223372036854775807", "9223372036854775808", "18446744073709551615"]),
+        ("Float64", ["-inf", "-1.5", "0", "1e-300", "inf"]),
+        ("Decimal(18, 3)", ["-0.001", "0", "0.001"]),
+        ("Date", ["'1970-01-01'", "'1970-01-02'", "'2149-06-06'"]),
+        ("Date32", ["'1900-01-01'", "'1970-01-01'", "'2299-12-31'"]),
+        ("DateTime", ["'1970-01-01 00:00:00'", "'1970-01-01 00:00:01'", "'2106-02-07 00:00:00'"]),
+        ("DateTime64(3)", ["'1900-01-01 00:00:00.001'", "'2025-05-01 00:00:00.000'", "'2290-01-01 00:00:00.001'"]),
+        ("DateTime64(6)", ["'1969-12-31 23:59:59.999999'", "'1970-01-01 00:00:00'", "'2290-01-01 00:00:00.000001'"]),
+        ("DateTime64(9)", ["'1969-12-31 23:59:59.999999999'", "'1970-01-01 00:00:00.000000001'"]),
+    ],
+)
+def test_the_newest_version_wins_whatever_its_type(
+    engine: ClickHouseSource, table: str, source_of: SourceFactory, type_: str, ascending: list[str]
+) -> None:
+    """Each value against the next, which stands on the candle that loses every later comparison."""
+    pairs = list(itertools.pairwise(ascending))
+    candles = [Candle("a", T0_MS + n * 60_000, close=close) for n in range(len(pairs)) for close in (2.0, 1.0)]
+    create_table(engine, f"{table}_base", candles)
+    minute = f"intDiv(toUnixTimestamp64Milli(timestamp) - {T0_MS}, 60000)"
+    values = [", ".join(f"CAST({value} AS {type_})" for value in side) for side in zip(*pairs, strict=True)]
+    version = f"if(close = 2, [{values[0]}], [{values[1]}])[{minute} + 1]"
+    make_variant(engine, table, f"{table}_base", PLAIN | {"quality_score": f"{type_} := {version}"})
+    mints, request = request_for([Alert("1", "a", T0_MS)])
+    result = reconcile(source_of(table).read(request), len(mints))
+    assert result.candles.values["close"].tolist() == [1.0] * len(pairs)
 
 
 def test_a_null_version_is_the_smallest(engine: ClickHouseSource, table: str, source_of: SourceFactory) -> None:
