@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import click
 
-from lake_pipeline.cli import adhoc, backtest, export, inspect, replay
+from lake_pipeline.cli import adhoc, backtest, export, inspect, optimizer, replay
 from lake_pipeline.errors import LakeError
 
 __all__ = ["lake", "main"]
@@ -38,12 +38,20 @@ def lake() -> None:
     \b
         lake baseline --run RUN
         lake strategy --run RUN --tp 2.0 --sl 0.5
+        lake optimizer --run RUN --trials 1000
 
     Exit codes: 0 done, 1 a check failed, 2 usage or environment.
     """
 
 
-for command in (*export.COMMANDS, *adhoc.COMMANDS, *inspect.COMMANDS, *backtest.COMMANDS, *replay.COMMANDS):
+for command in (
+    *export.COMMANDS,
+    *adhoc.COMMANDS,
+    *inspect.COMMANDS,
+    *backtest.COMMANDS,
+    *replay.COMMANDS,
+    *optimizer.COMMANDS,
+):
     lake.add_command(command)
 
 

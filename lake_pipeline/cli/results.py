@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -202,7 +202,7 @@ def print_table(rows: Iterable[dict[str, Any]], empty: str = "none") -> None:
     print_rows(rounded, "table", empty=empty)
 
 
-def ordered(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def ordered(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """These values in this order."""
     return {name: values[name] for name in names}
 

@@ -107,7 +107,7 @@ def optimize_result(
             resume=resume,
             on_batch=on_batch,
         )
-        return trials, *report_winner(evaluator, folds, trials, config, threads=threads)
+        return trials, *report_winner(evaluator, folds, trials, config, baseline.horizon_hours, threads=threads)
 
     sealed = lake.exists(f"{layout.result_folder(run.run_id, _KIND, key)}/{layout.RESULT_RECORD}")
     # Before the run's lock is taken: a search may take long, and others have results to write.

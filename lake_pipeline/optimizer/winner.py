@@ -74,7 +74,13 @@ WINNER_TRADES_SCHEMA: Final = pa.schema(
 
 
 def report_winner(
-    evaluator: Evaluator, folds: Sequence[Fold], trials: pa.Table, config: SearchConfig, *, threads: int = 2
+    evaluator: Evaluator,
+    folds: Sequence[Fold],
+    trials: pa.Table,
+    config: SearchConfig,
+    horizon_hours: float,
+    *,
+    threads: int = 2,
 ) -> tuple[dict[str, Any], pa.Table]:
     """The report as JSON values, and the trades of each fold's winner (WINNER_TRADES_SCHEMA).
 
@@ -105,6 +111,7 @@ def report_winner(
         "objective": config.objective.name,
         "gates": dataclasses.asdict(config.gates),
         "alerts": len(evaluator.entry_ts),
+        "horizon_hours": horizon_hours,
         "folds": reports,
         "walk_forward": None,
         "winner": None,
