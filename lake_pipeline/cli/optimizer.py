@@ -238,8 +238,8 @@ def _print_report(head: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     plateau = winner["plateau"]
     lines |= {
         "winner": f"trial {winner['trial']}: {_exits(winner['strategy'])}",
-        "trade it": f"lake strategy --run {head['run']} {_exits(winner['strategy'])}{_other_options(winner['strategy'])} "
-        f"--horizon-hours {report['horizon_hours']:g}",
+        "trade it": f"lake strategy --run {head['run']} {_exits(winner['strategy'])}"
+        f"{_other_options(winner['strategy'])} --horizon-hours {report['horizon_hours']:g}",
         "luck": f"best of {luck['trials']:,} trials ever evaluated on this run: deflated Sharpe "
         f"{_probability(luck['deflated_sharpe'])}, against trials without edge "
         f"{_probability(luck['null_deflated_sharpe'])} (above 0.95 is a sign)",

@@ -8,20 +8,22 @@ from typing import Any
 
 import dagster as dg
 
-from lake_pipeline.defs.assets import backtest, lake
+from lake_pipeline.defs.assets import backtest, lake, optimize
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
     LakeResource,
     LakeRunResource,
+    OptimizerResource,
     StrategyResource,
 )
 from lake_pipeline.export import BucketResult
 
-__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "build_definitions"]
+__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "OPTIMIZE_JOB", "build_definitions"]
 
 EXPORT_JOB = "export_run"
 BACKTEST_JOB = "backtest_run"
+OPTIMIZE_JOB = "optimize_run"
 
 
 def build_definitions(
@@ -33,14 +35,18 @@ def build_definitions(
     """Fresh Definitions.
 
     `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`, `baseline_settings`,
-    `strategy_settings`); `backfill_policy` that of `candles` (default: one run for all partitions); `on_bucket` sees
-    each exported bucket.
+    `strategy_settings`, `optimizer_settings`); `backfill_policy` that of `candles` (default: one run for all
+    partitions); `on_bucket` sees each exported bucket.
     """
     policy = backfill_policy or dg.BackfillPolicy.single_run()
     with warnings.catch_warnings():
         # Backfill policies on assets are beta in this minor, which the pin allows for.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets = [*lake.build_lake_assets(policy, on_bucket), *backtest.build_backtest_assets()]
+        assets = [
+            *lake.build_lake_assets(policy, on_bucket),
+            *backtest.build_backtest_assets(),
+            *optimize.build_optimize_assets(),
+        ]
     return dg.Definitions(
         assets=assets,
         jobs=[
@@ -54,6 +60,11 @@ def build_definitions(
                 selection=dg.AssetSelection.groups(backtest.GROUP),
                 description="Backtest a sealed run: baseline, price action, caller table, trades.",
             ),
+            dg.define_asset_job(
+                OPTIMIZE_JOB,
+                selection=dg.AssetSelection.groups(optimize.GROUP),
+                description="Search the exits of a sealed run on train alerts, and report the winner.",
+            ),
         ],
         resources={
             "lake": LakeResource.configure_at_launch(),
@@ -61,6 +72,7 @@ def build_definitions(
             "lake_run": LakeRunResource.configure_at_launch(),
             "baseline_settings": BaselineResource.configure_at_launch(),
             "strategy_settings": StrategyResource.configure_at_launch(),
+            "optimizer_settings": OptimizerResource.configure_at_launch(),
             **(resources or {}),
         },
         # A process per step costs seconds of imports each; the work itself runs in threads.

@@ -5,9 +5,23 @@ from __future__ import annotations
 import dagster as dg
 
 from lake_pipeline.run import Run, load_run
-from lake_pipeline.settings import BaselineSettings, LakeSettings, RunSettings, SourceSettings, StrategySettings
+from lake_pipeline.settings import (
+    BaselineSettings,
+    LakeSettings,
+    OptimizerSettings,
+    RunSettings,
+    SourceSettings,
+    StrategySettings,
+)
 
-__all__ = ["BaselineResource", "CandleSourceResource", "LakeResource", "LakeRunResource", "StrategyResource"]
+__all__ = [
+    "BaselineResource",
+    "CandleSourceResource",
+    "LakeResource",
+    "LakeRunResource",
+    "OptimizerResource",
+    "StrategyResource",
+]
 
 
 class LakeResource(LakeSettings, dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -42,3 +56,7 @@ class BaselineResource(BaselineSettings, dg.ConfigurableResource):  # type: igno
 
 class StrategyResource(StrategySettings, dg.ConfigurableResource):  # type: ignore[type-arg]
     """The strategy of the trades, all with defaults."""
+
+
+class OptimizerResource(OptimizerSettings, dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The search over exits, all with defaults."""

@@ -97,11 +97,11 @@ def make_folds(entry_ts: Int64Array, end_ts: Int64Array, config: SplitConfig) ->
                 f"{(end - begin) / _DAY_MS:g}: give shorter periods or fewer folds"
             )
     else:
-        test_ms = (last + 1 - first) // (config.folds + 2)
-        # Whole minutes read better. Rounded up, so that no alert falls out before the first train period.
-        unit = _MINUTE_MS if test_ms >= _MINUTE_MS else 1
-        test_ms = -(-test_ms // unit) * unit
-        train_ms, end = 2 * test_ms, -(-(last + 1) // unit) * unit
+        # In whole minutes, which read better, rounded so that the first train period begins no later than the alerts.
+        unit = _MINUTE_MS if last - first >= (config.folds + 2) * _MINUTE_MS else 1
+        end = -(-(last + 1) // unit) * unit
+        test_ms = -(-(end - first) // (unit * (config.folds + 2))) * unit
+        train_ms = 2 * test_ms
     folds = []
     for number in range(config.folds):
         test_to = end - (config.folds - 1 - number) * test_ms

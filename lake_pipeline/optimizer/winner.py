@@ -155,6 +155,8 @@ def luck(winner: Mapping[str, Any], count: TrialCount) -> dict[str, Any]:
 def concerns(winner: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Reasons, in sentences, not to believe a winner; `found` is its `luck`."""
     reasons = []
+    if found["trials"] > 1 and found["sharpe_variance"] == 0:
+        reasons.append("all trials came to the same: no price reached any of the levels that were searched")
     deflated, null = found["deflated_sharpe"] or 0.0, found["null_deflated_sharpe"] or 0.0
     if null < SIGNIFICANT:
         reasons.append(
