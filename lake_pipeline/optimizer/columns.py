@@ -39,6 +39,8 @@ BoolArray = npt.NDArray[np.bool_]
 _SHARED_COLUMNS: Final = 512
 _SHARED_TRIALS: Final = 16_384
 _OWN_TRIALS: Final = 128
+# More columns than lanes, so that the places of one alert in all columns do not share a set of the processor's cache.
+_APART: Final = 8
 
 
 class _Target(NamedTuple):
@@ -192,11 +194,11 @@ class ColumnTable:
     def of(self, rows: Int64Array) -> tuple[Int64Array, Float64Array, Int64Array, Float64Array]:
         """Columns for the alerts in these rows: `when` and `ret` of the stops, then of the take-profits.
 
-        Their width is a whole number of lanes; what is beyond the rows never takes a profit and returns 0.
+        They go on to at least a whole number of lanes; what is beyond the rows takes no profit and returns 0.
         """
         records, batch = self._records, self._batch
         standing, bases = len(batch.standing), len(batch.standing) + len(batch.moving)
-        width = -(-len(rows) // LANES) * LANES
+        width = -(-len(rows) // LANES) * LANES + _APART
         stop_when = np.empty((bases + len(batch.timed), width), np.int64)
         stop_ret = np.empty(stop_when.shape)
         target_when = np.empty((len(batch.targets), width), np.int64)

@@ -25,6 +25,7 @@ import numpy as np
 from lake_pipeline.backtest.kernels import compiled
 
 __all__ = [
+    "BLOCK",
     "COUNTS",
     "LANES",
     "NEVER",
@@ -32,6 +33,7 @@ __all__ = [
     "TILE",
     "add_up",
     "count_tile",
+    "find_blocks",
     "find_moving_stops",
     "find_records",
     "find_stops",
@@ -55,6 +57,11 @@ _LEVEL: Final = 1
 _END: Final = 2
 
 _CHUNK: Final = 64
+# Legs are passed over in blocks of so many where no leg of a block can hold the exit. That takes a quotient for a
+# product, each rounded once: what is above by more than both roundings is above for certain.
+BLOCK: Final = 8
+_ABOVE: Final = 1 + 4 * float(np.finfo(np.float64).eps)
+_TINY: Final = 1e-290
 
 
 def _top_and_bottom(high, low, start, stop):  # type: ignore[no-untyped-def]
@@ -107,6 +114,23 @@ def find_records(  # type: ignore[no-untyped-def]
         if stops[i] > starts[i]:
             leg_end[highs - 1], leg_low[highs - 1] = dips, dip
         ends[0, i], ends[1, i], ends[2, i] = highs, lows, dips
+
+
+@compiled
+def find_blocks(high_first, high_last, high_value, leg_low, block_first, block_low, block_kept):  # type: ignore[no-untyped-def]
+    """Fill the blocks of legs: their lowest low, and the least share of its peak that a leg's lowest low is.
+
+    The blocks of a path begin at its `block_first`.
+    """
+    for row in range(len(high_first)):
+        for leg in range(high_first[row], high_last[row]):
+            block = block_first[row] + (leg - high_first[row]) // BLOCK
+            # Products that small are not rounded to 53 bits, so nothing is concluded from the share.
+            kept = leg_low[leg] / high_value[leg] if leg_low[leg] > _TINY else 0.0
+            if (leg - high_first[row]) % BLOCK == 0:
+                block_low[block], block_kept[block] = leg_low[leg], kept
+            else:
+                block_low[block], block_kept[block] = min(block_low[block], leg_low[leg]), min(block_kept[block], kept)
 
 
 @compiled
@@ -182,13 +206,23 @@ def find_moving_stops(  # type: ignore[no-untyped-def]
             # Nothing but the plain stop is active in the first candle, which is the first low record.
             if records.low_value[start] <= fixed:
                 found, open_in, found_ts = True, records.low_open[start], records.low_ts[start]
-            leg, legs = records.high_first[row], records.high_last[row]
+            first, legs = records.high_first[row], records.high_last[row]
+            leg, keep_above = first, 0.0
             while leg < legs and not found:
+                if (leg - first) % BLOCK == 0:
+                    block, block_end = records.block_first[row] + (leg - first) // BLOCK, min(leg + BLOCK, legs)
+                    if (
+                        records.high_value[block_end - 1] < armed
+                        and records.block_low[block] > fixed
+                        and records.block_kept[block] > keep_above
+                    ):
+                        leg = block_end
+                        continue
                 peak = records.high_value[leg]
                 if peak >= armed:
                     armed = np.inf
                     if peak >= trail_from:
-                        keep = trail_keep
+                        keep, keep_above = trail_keep, trail_keep * _ABOVE
                     else:
                         armed = trail_from
                     for step in range(step_first[column], step_first[column + 1]):
@@ -201,7 +235,7 @@ def find_moving_stops(  # type: ignore[no-untyped-def]
                 if peak * keep > stop:
                     stop = peak * keep
                 if records.leg_low[leg] <= stop:
-                    low = records.leg_end[leg - 1] if leg > records.high_first[row] else records.dip_first[row]
+                    low = records.leg_end[leg - 1] if leg > first else records.dip_first[row]
                     high = records.leg_end[leg] - 1
                     while low < high:
                         middle = (low + high) // 2
@@ -323,8 +357,9 @@ def count_tile(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """COUNTS and SUMS (trials, figures) of one tile of `size` trades.
 
-    Columns are a whole number of lanes wide; what is beyond `size` returns 0 and is not counted.
+    Columns go on to a whole number of lanes; what is beyond `size` returns 0 and is not counted.
     """
+    width = -(-size // LANES) * LANES
     count_lanes = np.empty((len(COUNTS), LANES), np.int64)
     sum_lanes = np.empty((len(SUMS), LANES))
     for trial in range(len(stop_of)):
@@ -332,7 +367,7 @@ def count_tile(  # type: ignore[no-untyped-def]
         stop, target = stop_of[trial], target_of[trial]
         count_lanes[:] = 0
         sum_lanes[:] = 0.0
-        for start in range(0, stop_when.shape[1], LANES):
+        for start in range(0, width, LANES):
             for lane in range(LANES):
                 stopped, taken = stop_when[stop, start + lane], target_when[target, start + lane]
                 if_stopped, if_taken = stop_ret[stop, start + lane], target_ret[target, start + lane]
@@ -354,7 +389,7 @@ def count_tile(  # type: ignore[no-untyped-def]
                 sum_lanes[5, lane] += best if abs(best) < np.inf else 0.0
         _fold(count_lanes, counts[trial])
         _fold(sum_lanes, sums[trial])
-        counts[trial, 0] -= stop_when.shape[1] - size
+        counts[trial, 0] -= width - size
 
 
 @compiled

@@ -20,7 +20,7 @@ from lake_pipeline.backtest.baseline import Entries
 from lake_pipeline.backtest.paths import PathBlock, Paths, each
 from lake_pipeline.backtest.words import HEAD, CacheFiles, CacheStyle
 from lake_pipeline.io.store import Store
-from lake_pipeline.optimizer.passage import find_records
+from lake_pipeline.optimizer.passage import BLOCK, find_blocks, find_records
 
 __all__ = ["CACHE_KIND", "Records", "cache_problem", "load_records", "records_cached"]
 
@@ -33,9 +33,10 @@ Float64Array = npt.NDArray[np.float64]
 class Records(NamedTuple):
     """The records of all paths, some 8 kB each, held in memory; a tuple, as compiled loops take one.
 
-    The first six arrays and the ranges have an item for each alert, in the order of the alerts: its high records are
-    `high_first:high_last` of the `high_` and `leg_` arrays, its low records likewise, its dips begin at `dip_first`.
-    Times are epoch ms. An alert without a candle has no record, `candles` 0 and times -1.
+    The first five arrays and the ranges have an item for each alert, in the order of the alerts: its high records are
+    `high_first:high_last` of the `high_` and `leg_` arrays, its low records likewise, its dips begin at `dip_first`
+    and its blocks of legs at `block_first`. Times are epoch ms. An alert without a candle has no record, `candles` 0
+    and times -1.
     """
 
     candles: Int64Array
@@ -48,6 +49,7 @@ class Records(NamedTuple):
     low_first: Int64Array
     low_last: Int64Array
     dip_first: Int64Array
+    block_first: Int64Array
     high_ts: Int64Array
     high_value: Float64Array
     leg_end: Int64Array
@@ -58,6 +60,8 @@ class Records(NamedTuple):
     dip_ts: Int64Array
     dip_value: Float64Array
     dip_open: Float64Array
+    block_low: Float64Array
+    block_kept: Float64Array
 
     def entries(self, paths: Paths) -> Entries:
         """The entries of these paths."""
@@ -167,6 +171,13 @@ def _joined(buckets: Sequence[_Parts], alerts: int) -> Records:
         columns[name] = np.concatenate([parts[name] for parts in buckets])
     columns["leg_end"] = np.concatenate(
         [parts["leg_end"] + first for parts, first in zip(buckets, dips.tolist(), strict=False)]
+    )
+    blocks = -(-(columns["high_last"] - columns["high_first"]) // BLOCK)
+    columns["block_first"] = np.cumsum(blocks) - blocks
+    columns["block_low"], columns["block_kept"] = np.empty((2, int(blocks.sum())))
+    find_blocks(
+        *(columns[name] for name in ("high_first", "high_last", "high_value", "leg_low")),
+        *(columns[name] for name in ("block_first", "block_low", "block_kept")),
     )
     return Records(**columns)
 
