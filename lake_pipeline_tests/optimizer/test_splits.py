@@ -70,7 +70,7 @@ def test_without_days_every_alert_is_used_and_train_is_twice_test():
 
 def test_what_cannot_be_split_says_why():
     entry_ts = T0 + np.arange(0, 48) * HOUR
-    with pytest.raises(NothingToSplit, match=r"nothing to train on: the paths of all 31 alerts.*48 hours long"):
+    with pytest.raises(NothingToSplit, match=r"nothing to train on: the paths of all 32 alerts.*48 hours long"):
         make_folds(entry_ts, entry_ts + 48 * HOUR, SplitConfig())
     with pytest.raises(NothingToSplit, match=r"1 fold of 14 days to train and 7 to test take 21 days.*span 2"):
         make_folds(entry_ts, entry_ts, SplitConfig(14, 7))
