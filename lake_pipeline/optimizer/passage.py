@@ -84,7 +84,7 @@ def find_records(  # type: ignore[no-untyped-def]
     """Fill the arrays of records of some paths, one path after another; those without a candle have none.
 
     `ends[:, i]` are the numbers of high records, low records and dips up to and with path i. `leg_end` is the number of
-    dips up to and with the leg after a high record, `leg_low` its lowest low, infinite where no candle follows.
+    dips up to and with the leg after a high record, `leg_low` its lowest low, NaN where no candle follows.
     """
     highs, lows, dips = 0, 0, 0
     for i in range(len(starts)):
@@ -106,13 +106,13 @@ def find_records(  # type: ignore[no-untyped-def]
                         lows += 1
                     if high[j] > peak or j == starts[i]:
                         if j > starts[i]:
-                            leg_end[highs - 1], leg_low[highs - 1] = dips, dip
+                            leg_end[highs - 1], leg_low[highs - 1] = dips, dip if dip < np.inf else np.nan
                         high_ts[highs], high_value[highs] = ts[j], high[j]
                         peak, dip = high[j], np.inf
                         highs += 1
             chunk = chunk_end
         if stops[i] > starts[i]:
-            leg_end[highs - 1], leg_low[highs - 1] = dips, dip
+            leg_end[highs - 1], leg_low[highs - 1] = dips, dip if dip < np.inf else np.nan
         ends[0, i], ends[1, i], ends[2, i] = highs, lows, dips
 
 
@@ -125,11 +125,11 @@ def find_blocks(high_first, high_last, high_value, leg_low, block_first, block_l
     for row in range(len(high_first)):
         for leg in range(high_first[row], high_last[row]):
             block = block_first[row] + (leg - high_first[row]) // BLOCK
-            # Products that small are not rounded to 53 bits, so nothing is concluded from the share.
-            kept = leg_low[leg] / high_value[leg] if leg_low[leg] > _TINY else 0.0
             if (leg - high_first[row]) % BLOCK == 0:
-                block_low[block], block_kept[block] = leg_low[leg], kept
-            else:
+                block_low[block] = block_kept[block] = np.inf
+            if leg_low[leg] < np.inf:
+                # Products that small are not rounded to 53 bits, so nothing is concluded from the share.
+                kept = leg_low[leg] / high_value[leg] if leg_low[leg] > _TINY else 0.0
                 block_low[block], block_kept[block] = min(block_low[block], leg_low[leg]), min(block_kept[block], kept)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import fields, replace
 from typing import Any
 
@@ -105,8 +106,7 @@ def test_totals_are_those_of_the_trades_in_each_group(family: str) -> None:
     market = long_market(3)
     evaluator = Evaluator(market.paths(), market.config)
     strategies = [variant for seed in range(4) for variant in variants(strategy_of(random_rules(family, seed)))]
-    random = np.random.default_rng(1)
-    groups = random.random((4, len(market.calls))) < np.array([[1.0], [0.5], [0.5], [0.0]])
+    groups = np.random.default_rng(1).random((4, len(market.calls))) < np.array([[1.0], [0.5], [0.5], [0.0]])
     totals = evaluator.totals(strategies, groups)
     outcomes = evaluator.outcomes(strategies)
     for group in range(4):
@@ -119,12 +119,139 @@ def test_totals_are_those_of_the_trades_in_each_group(family: str) -> None:
     assert not totals.n[:, 3].any()
 
 
+def totals_bytes(evaluator: Evaluator, strategies: list[StrategyConfig], groups: np.ndarray[Any, Any]) -> list[bytes]:
+    found = evaluator.totals(strategies, groups)
+    return [getattr(found, field.name).tobytes() for field in fields(found)]
+
+
+def crowd(alerts: int) -> Paths:
+    """So many short paths that their columns take several tiles."""
+    rng = random.Random(1)
+    paths = []
+    for _ in range(alerts):
+        path, price = [], 16
+        for minute in range(rng.randrange(1, 12)):
+            close = max(1, price + rng.randrange(-5, 6))
+            high, low = max(price, close) + rng.randrange(6), max(1, min(price, close) - rng.randrange(6))
+            path.append(bar(minute * rng.choice([1, 1, 2]) + (rng.random() < 0.02) * 20, price, high, low, close))
+            price = max(1, close + rng.choice([0, 0, 0, -2, 2]))
+        paths.append(sorted({each[0]: each for each in path}.values()))
+    return paths_of(paths)
+
+
+def of_all_families(count: int) -> list[StrategyConfig]:
+    return [
+        variant
+        for seed in range(count)
+        for family in FAMILIES
+        for variant in variants(strategy_of(random_rules(family, seed)))
+    ]
+
+
+def test_neither_threads_nor_company_nor_the_way_of_evaluating_change_a_bit() -> None:
+    paths, strategies = crowd(1300), of_all_families(3)
+    generator = np.random.default_rng(3)
+    groups = generator.random((5, 1300)) < 0.5
+    config = BaselineConfig(max_entry_lag=2)
+
+    def evaluator(below: int, threads: int) -> Evaluator:
+        return Evaluator(paths, config, threads=threads, scan_below=below)
+
+    assert 0 < (evaluator(0, 1).status != 0).sum() < 100
+    wanted, wanted_totals = (
+        evaluator(10_000, 1).outcomes(strategies),
+        totals_bytes(evaluator(10_000, 1), strategies, groups),
+    )
+    assert wanted.ambiguous.sum() > 100
+    for threads in (1, 2):
+        records = evaluator(0, threads)
+        same_outcomes(records.outcomes(strategies), vars(wanted))
+        assert totals_bytes(records, strategies, groups) == wanted_totals
+        order = generator.permutation(len(strategies))
+        shuffled = records.totals([strategies[number] for number in order], groups)
+        for field, column in zip(fields(Totals), wanted_totals, strict=True):
+            again = np.empty_like(getattr(shuffled, field.name))
+            again[order] = getattr(shuffled, field.name)
+            assert again.tobytes() == column
+    one_by_one = [evaluator(0, 2).totals([strategy], groups) for strategy in strategies[::7]]
+    for number, totals in enumerate(one_by_one):
+        for field, column in zip(fields(Totals), wanted_totals, strict=True):
+            values = getattr(totals, field.name)
+            assert values.tobytes() == column[number * 7 * values.nbytes : (number * 7 + 1) * values.nbytes]
+
+
+def test_many_trials_with_columns_of_their_own_are_evaluated_in_batches() -> None:
+    market = long_market(2)
+    evaluator = Evaluator(market.paths(), market.config, scan_below=0)
+    rng = np.random.default_rng(5)
+    strategies = [
+        StrategyConfig(tp=float(tp), sl=float(sl), time_stop_hours=float(hours))
+        for tp, sl, hours in zip(
+            rng.uniform(1.01, 2, 700), rng.uniform(0.5, 0.99, 700), rng.uniform(0.1, 3, 700), strict=True
+        )
+    ]
+    same_outcomes(evaluator.outcomes(strategies), expected(market.paths(), strategies, market.config))
+
+
+def test_hostile_paths_are_as_candle_by_candle() -> None:
+    paths = paths_of(
+        [
+            [],
+            [bar(0, 1, 1, 1, 1)],
+            [bar(0, 1, 2, 0.5, 1)],  # one candle, both levels, each met exactly
+            [bar(0, 1, 2, 1, 1)],
+            [bar(0, 1, 1, 0.5, 1)],
+            [bar(0, 1, 1.9999999999999998, 0.5000000000000001, 1)],
+            [bar(0, 1, 1, 1, 1), bar(1, 0.25, 3, 0.25, 1)],  # opens below the stop, and takes the profit
+            [bar(0, 1, 1, 1, 1), bar(1, 3, 3, 0.25, 1)],
+            [bar(0, 1, 1, 1, 1), bar(1, 0.25, 0.25, 0.25, 0.25), bar(2, 4, 4, 4, 4)],
+            [bar(0, 1, 4, 0.75, 4), bar(1, 0.25, 0.25, 0.25, 0.25)],
+            [bar(0, 1, 1, 1, 1), bar(1, 1, 2, 0, 0)],  # a price of zero, an infinite one: no sealed run has them
+            [bar(0, 1, 1, 1, 1), bar(1, 1, math.inf, 1, 1)],
+            [bar(0, 1, 1, 1, 1), bar(1, 1, math.inf, 1, math.inf)],
+            [bar(0, 5e-324, 5e-324, 5e-324, 5e-324), bar(1, 1e-323, 1e300, 5e-324, 1e300)],  # too large a return
+            [bar(0, 1e-300, 1, 1e-300, 1), bar(1, 1, 1e300, 1, 1e300), bar(2, 1e300, 1e300, 1e-300, 1)],
+            [bar(15, 1, 1, 1, 1), bar(16, 1, 2, 1, 1)],
+            [bar(16, 1, 4, 1, 2)],
+            *([(0, entry, 2.0, 0.5, 1.0, 1.0), bar(1, 1, 4, 0.25, 1)] for entry in (0.0, -1.0, math.nan, math.inf)),
+            # New highs and new lows in one candle after another, and equal ones.
+            [bar(minute, 1, 1 + minute / 8, 1 - minute / 16, 1) for minute in range(15)],
+            [bar(minute, 1, 1 + minute // 4 / 4, 1 - minute // 3 / 8, 1) for minute in range(20)],
+        ]
+    )
+    strategies = [
+        *variants(StrategyConfig()),
+        *variants(StrategyConfig(tp=None, sl=None)),
+        *variants(StrategyConfig(tp=None, sl=0.5, fee_bps=0, slippage_bps=0)),
+        *variants(StrategyConfig(tp=1e300, sl=1e-300)),
+        *variants(StrategyConfig(tp=4.0, sl=None, trail_distance=0.25, trail_activation=0.25)),
+        *variants(StrategyConfig(tp=None, sl=None, trail_distance=0.999)),
+        *variants(StrategyConfig(tp=3.0, sl=0.25, breakeven_trigger=0.125, tiers=((1.25, 1.2), (1.5, 1.0)))),
+        *(variants(StrategyConfig(time_stop_hours=minutes / 60))[0] for minutes in (0.01, 1, 2, 14.5, 15, 16, 60)),
+    ]
+    same_outcomes(
+        Evaluator(paths, BaselineConfig(), scan_below=0).outcomes(strategies),
+        expected(paths, strategies, BaselineConfig()),
+    )
+
+
+@pytest.mark.parametrize("interval_s", [1, 7, 60, 3600])
+def test_a_time_stop_is_found_however_far_apart_candles_are(interval_s: int) -> None:
+    strategies = [StrategyConfig(tp=None, sl=None, time_stop_hours=minutes / 60) for minutes in np.arange(0.5, 60, 0.5)]
+    for seed in range(4):
+        market = long_market(seed)
+        paths = replace(market.paths(), interval_s=interval_s)
+        config = replace(market.config, max_entry_lag=10**6)
+        same_outcomes(Evaluator(paths, config, scan_below=0).outcomes(strategies), expected(paths, strategies, config))
+
+
 def test_no_group_and_no_trial_are_no_figures() -> None:
     market = long_market(1)
-    evaluator = Evaluator(market.paths(), market.config)
-    assert evaluator.outcomes([]).ret.shape == (0, len(market.calls))
-    assert evaluator.totals([], np.ones((2, len(market.calls)), np.bool_)).sum_ret.shape == (0, 2)
-    assert evaluator.totals([StrategyConfig()], np.ones((0, len(market.calls)), np.bool_)).n.shape == (1, 0)
+    for below in (0, 1000):
+        evaluator = Evaluator(market.paths(), market.config, scan_below=below)
+        assert evaluator.outcomes([]).ret.shape == (0, len(market.calls))
+        assert evaluator.totals([], np.ones((2, len(market.calls)), np.bool_)).sum_ret.shape == (0, 2)
+        assert evaluator.totals([StrategyConfig()], np.ones((0, len(market.calls)), np.bool_)).n.shape == (1, 0)
 
 
 def test_a_delayed_entry_is_the_open_of_a_later_candle_of_the_same_path() -> None:

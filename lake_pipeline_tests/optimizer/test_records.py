@@ -75,7 +75,7 @@ def expected_records(path: CandlePath) -> dict[str, list[Any]]:
         leg = slice(first + 1, last + 1)
         ts, open_, low = path.ts[leg], path.open[leg], path.low[leg]
         found["legs"].append([(ts[n], low[n], open_[n]) for n in range(len(ts)) if not n or low[n] < low[:n].min()])
-        found["leg_lows"].append(float(low.min()) if len(low) else math.inf)
+        found["leg_lows"].append(float(low.min()) if len(low) else math.nan)
     return found
 
 
@@ -107,7 +107,8 @@ def test_records_are_the_candles_with_a_new_high_a_new_low_or_a_new_low_since_th
             assert records.last_close[row] == path.close[-1]
             legs = range(records.high_first[row], records.high_last[row])
             for block, first in enumerate(legs[::BLOCK], int(records.block_first[row])):
-                assert records.block_low[block] == records.leg_low[first : min(first + BLOCK, legs.stop)].min()
+                lows = records.leg_low[first : min(first + BLOCK, legs.stop)]
+                assert records.block_low[block] == min(lows[~np.isnan(lows)], default=math.inf)
         else:
             assert records.high_first[row] == records.high_last[row]
             assert (records.first_ts[row], records.last_ts[row]) == (-1, -1)
