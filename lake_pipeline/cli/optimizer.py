@@ -240,9 +240,9 @@ def _print_report(head: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         "winner": f"trial {winner['trial']}: {_exits(winner['strategy'])}",
         "trade it": f"lake strategy --run {head['run']} {_exits(winner['strategy'])}"
         f"{_other_options(winner['strategy'])} --horizon-hours {report['horizon_hours']:g}",
-        "luck": f"best of {luck['trials']:,} trials ever evaluated on this run: deflated Sharpe "
-        f"{_probability(luck['deflated_sharpe'])}, against trials without edge "
-        f"{_probability(luck['null_deflated_sharpe'])} (above 0.95 is a sign)",
+        "luck": f"best of {luck['trials']:,} trials ever evaluated on this run: deflated Sharpe ratio "
+        f"{_probability(luck['deflated_sharpe'])} (above 0.95 is a sign of more than luck; by the trials' own spread "
+        f"{_probability(luck['published_deflated_sharpe'])})",
         "plateau": f"median of {plateau['neighbours']:,} neighbours {short_number(plateau['median'])}, peak "
         f"{short_number(plateau['peak'])}, lowest {short_number(plateau['lowest'])}",
         "degradation": f"objective {short_number(winner['train_objective'])} on train, "

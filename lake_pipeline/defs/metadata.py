@@ -199,7 +199,7 @@ def optimization_metadata(result: OptimizeResult, report: Mapping[str, Any], pic
             },
             "test_interval": winner["test_interval"],
             "trials_on_run": luck["trials"],
-            **{name: luck[name] for name in ("deflated_sharpe", "null_deflated_sharpe")},
+            **{name: luck[name] for name in ("deflated_sharpe", "published_deflated_sharpe")},
             "plateau_ratio": winner["plateau"]["ratio"],
             "worst_lane": winner["lanes"][0]["worst"],
             "concerns": dg.MetadataValue.md("".join(f"- {each}\n" for each in winner["concerns"]) or "none"),

@@ -134,39 +134,38 @@ def report_winner(
 
 
 def luck(winner: Mapping[str, Any], count: TrialCount) -> dict[str, Any]:
-    """The deflated Sharpe ratio of a winner on train, as the best of so many trials, in two ways.
+    """The deflated Sharpe ratio of a winner on train, as the best of so many trials, by two measures of luck.
 
-    As published, the spread of the trials' ratios stands for luck. Where trials differ because some are better, it is
-    more than luck: `null_...` take the variance of a ratio without edge, 1 / (n - 1), for all n trades of the winner.
+    `deflated_sharpe` takes for the variance of the trials' ratios that of a ratio without any edge on the winner's n
+    trades, 1 / (n - 1): what luck alone makes of independent trials, and so no less than what it makes of these.
+    `published_...` take the variance of the trials' own ratios, as the paper does. That is too little where all trials
+    trade the same alerts and share their luck, and too much where some trials are worse for good reason.
     """
     found = None if winner["train_moments"] is None else Moments(**winner["train_moments"])
-    null_variance = None if found is None else 1 / (found.n - 1)
+    variance = None if found is None else 1 / (found.n - 1)
     return {
         "trials": count.trials,
-        "sharpe_variance": count.sharpe_variance,
-        "expected_maximum_sharpe": expected_maximum_sharpe(count.sharpe_variance, count.trials),
-        "deflated_sharpe": found and deflated_sharpe(found, count.sharpe_variance, count.trials),
-        "null_variance": null_variance,
-        "null_expected_maximum_sharpe": null_variance and expected_maximum_sharpe(null_variance, count.trials),
-        "null_deflated_sharpe": found and null_variance and deflated_sharpe(found, null_variance, count.trials),
+        "variance": variance,
+        "expected_maximum_sharpe": None if variance is None else expected_maximum_sharpe(variance, count.trials),
+        "deflated_sharpe": None if found is None else deflated_sharpe(found, 1 / (found.n - 1), count.trials),
+        "published_variance": count.sharpe_variance,
+        "published_expected_maximum_sharpe": expected_maximum_sharpe(count.sharpe_variance, count.trials),
+        "published_deflated_sharpe": None
+        if found is None
+        else deflated_sharpe(found, count.sharpe_variance, count.trials),
     }
 
 
 def concerns(winner: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Reasons, in sentences, not to believe a winner; `found` is its `luck`."""
     reasons = []
-    if found["trials"] > 1 and found["sharpe_variance"] == 0:
+    if found["trials"] > 1 and found["published_variance"] == 0:
         reasons.append("all trials came to the same: no price reached any of the levels that were searched")
-    deflated, null = found["deflated_sharpe"] or 0.0, found["null_deflated_sharpe"] or 0.0
-    if null < SIGNIFICANT:
+    deflated = found["deflated_sharpe"]
+    if deflated is None or deflated < SIGNIFICANT:
+        shown = "has no value" if deflated is None else f"is {deflated:.3f}, below {SIGNIFICANT}"
         reasons.append(
-            f"the best of {found['trials']:,} trials may look as good by luck alone: the deflated Sharpe ratio is "
-            f"{deflated:.3f}, and {null:.3f} against trials without any edge; {SIGNIFICANT} would be a sign"
-        )
-    elif deflated < SIGNIFICANT:
-        reasons.append(
-            f"the deflated Sharpe ratio is {deflated:.3f}, below {SIGNIFICANT}, as the trials differ much; against "
-            f"trials without any edge it is {null:.3f}"
+            f"the best of {found['trials']:,} trials may look as good by luck alone: its deflated Sharpe ratio {shown}"
         )
     test, interval = winner["test"], winner["test_interval"]
     if test["mean_ret"] is None:

@@ -41,7 +41,7 @@ def noise_root(make_lake) -> LocalStore:
 @pytest.fixture(scope="module")
 def planted_root(make_lake) -> LocalStore:
     """A known edge. Copy before you add results."""
-    return make_lake(planted, seed=6, mints=120)
+    return make_lake(planted, seed=6, mints=200)
 
 
 @pytest.fixture

@@ -29,24 +29,34 @@ SPEC: Final = RunSpec("15m", "pre2_post32")
 BASELINE: Final = BaselineConfig(horizon_hours=6)
 DAYS: Final = 21
 
-# The next candle's open, high, low and close, as multiples of the last close.
-Step = Callable[[random.Random, int], tuple[float, float, float, float]]
+CANDLES: Final = 36  # of each mint, two of them before its alert
+Shape = tuple[float, float, float, float]
+# The candles of a mint: open, high, low and close as multiples of the last close.
+Step = Callable[[random.Random], list[Shape]]
 
 
-def noise(rng: random.Random, number: int) -> tuple[float, float, float, float]:
-    """A fair coin: up or down by one part in ten, both as likely to come back to the same mean. No order inside.
+def coins(rng: random.Random, up: float) -> Shape:
+    """A candle of 30 steps of 0.7 %, small against any level, so that a fill at a level is a fair price."""
+    price = high = low = 1.0
+    for _ in range(30):
+        price *= 1.007 if rng.random() < up else 1 / 1.007
+        high, low = max(high, price), min(low, price)
+    return 1.0, high, low, price
 
-    The price is a martingale, so without costs no exit has an edge, whatever its levels.
-    """
-    close = 1.1 if rng.random() < 10 / 21 else 1 / 1.1
-    return 1.0, max(1.0, close), min(1.0, close), close
+
+# The chance of a step up that makes the price a martingale: without costs no exit has an edge.
+FAIR: Final = 1 / 2.007
 
 
-def planted(rng: random.Random, number: int) -> tuple[float, float, float, float]:
-    """Up to some 1.5 times in an hour or two, then down to a third: a take-profit below 1.4 wins nearly always."""
-    drift = 0.05 if number < 8 else -0.08
-    close = math.exp(drift + rng.gauss(0, 0.01))
-    return 1.0, max(1.0, close) * 1.002, min(1.0, close) * 0.998, close
+def noise(rng: random.Random) -> list[Shape]:
+    """Fair coins."""
+    return [coins(rng, FAIR) for _ in range(CANDLES)]
+
+
+def planted(rng: random.Random) -> list[Shape]:
+    """Four of five rise by half in two or three hours, then all fall: a take-profit below 1.4 wins."""
+    turn = 14 if rng.random() < 0.8 else 2
+    return [coins(rng, FAIR + (0.07 if number < turn else -0.12)) for number in range(CANDLES)]
 
 
 def candles_of(step: Step, seed: int, mints: int) -> tuple[list[Candle], list[Alert]]:
@@ -58,9 +68,8 @@ def candles_of(step: Step, seed: int, mints: int) -> tuple[list[Candle], list[Al
         ts_ms = T0_MS + int((number + rng.random()) * DAYS * DAY_MS / mints)
         anchor = ts_ms // (INTERVAL_S * 1000) * INTERVAL_S * 1000
         price = math.exp(rng.gauss(0, 2))
-        for candle in range(-2, 34):
-            values = (price * factor for factor in step(rng, candle))
-            open_, high, low, close = values
+        for candle, shape in enumerate(step(rng), -2):
+            open_, high, low, close = (price * factor for factor in shape)
             candles.append(
                 Candle(mint, anchor + candle * INTERVAL_S * 1000, open_, high, low, close, interval_s=INTERVAL_S)
             )

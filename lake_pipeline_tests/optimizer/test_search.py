@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import itertools
 import json
 import math
@@ -30,7 +31,7 @@ from lake_pipeline.optimizer.space import SearchSpace
 from lake_pipeline.optimizer.splits import SplitConfig, make_folds
 from lake_pipeline.optimizer.trials import strategy_of
 from lake_pipeline.run import Run, load_run
-from lake_pipeline_tests.optimizer.runs_for_tests import BASELINE, noise
+from lake_pipeline_tests.optimizer.runs_for_tests import BASELINE, Shape, noise
 
 FREE = {"fee_bps": 0.0, "slippage_bps": 0.0}
 WIDE = SearchSpace.of(
@@ -231,20 +232,16 @@ def test_a_damaged_batch_is_evaluated_again_with_a_warning(copies, monkeypatch, 
 # --- train only -----------------------------------------------------------------------------------
 
 
-def test_test_prices_change_no_selection_and_no_train_figure(make_lake, noise_root):
+def test_test_prices_change_no_selection_and_no_train_figure(make_lake, lake, run):
     """Candles after the last train path's end are replaced by others; the alerts stay."""
-    run = load_run(noise_root, "searched")
     evaluator = open_evaluator(run, BASELINE)
     (fold,) = make_folds(evaluator.entry_ts, evaluator.end_ts, SplitConfig())
-    scrambled_rng = random.Random(99)
-    begins = iter(range(10**9))
+    other_rng = random.Random(99)
+    mints = itertools.count()
 
-    def scrambled(rng: random.Random, number: int) -> tuple[float, float, float, float]:
-        # The same draws until the mints of the test period, whose candles are other ones.
-        step = next(begins)
-        mint = step // 36
-        usual = noise(rng, number)
-        return noise(scrambled_rng, number) if mint >= first_test_mint else usual
+    def scrambled(rng: random.Random) -> list[Shape]:
+        usual = noise(rng)  # also where it is not used, so that all later draws are the same
+        return usual if next(mints) < first_test_mint else noise(other_rng)
 
     entered = evaluator.alerts.column("alert_id").to_pylist()
     tested = [int(entered[row][:4]) for row in np.flatnonzero(fold.test)]
@@ -253,9 +250,8 @@ def test_test_prices_change_no_selection_and_no_train_figure(make_lake, noise_ro
     assert max(trained) < first_test_mint
     other = make_lake(scrambled, seed=5, mints=240)
     config = SearchConfig(PLAIN, sampler="tpe", trials=40)
-    usual_lake, other_lake = noise_root, other
-    found = search(usual_lake, run, config).trials()
-    changed = search(other_lake, load_run(other_lake, "searched"), config).trials()
+    found = search(lake, run, config).trials()
+    changed = search(other, load_run(other, "searched"), config).trials()
     blind = [name for name in found.column_names if not name.startswith("test_")]
     assert found.select(blind).equals(changed.select(blind))
     assert not found.column("test_mean_ret").equals(changed.column("test_mean_ret"))
@@ -267,10 +263,8 @@ def test_tpe_learns_in_each_fold_from_that_folds_train_alone(lake, run):
     days = two.filter(pc.equal(two.column("fold"), 1))
     evaluator = open_evaluator(run, BASELINE)
     first = make_folds(evaluator.entry_ts, evaluator.end_ts, SplitConfig(9, 6, 2))[0]
-    last_day = pc.strftime(pc.cast(pc.scalar(first.test_to - 1), "timestamp[ms]"), "%Y-%m-%d").as_py()
-    import datetime as dt
-
-    until = AlertSelection(to_day=dt.date.fromisoformat(last_day))
+    last_day = dt.datetime.fromtimestamp((first.test_to - 1) / 1000, dt.UTC).date()
+    until = AlertSelection(to_day=last_day)
     alone = search(
         lake, run, SearchConfig(PLAIN, sampler="tpe", trials=30, split=SplitConfig(9, 6, 1)), selection=until
     )
@@ -279,14 +273,16 @@ def test_tpe_learns_in_each_fold_from_that_folds_train_alone(lake, run):
 
 
 def test_the_winner_is_the_best_on_train_that_passes_the_gates(lake, run):
-    gates = Gates(min_trades=20, min_hit_rate=0.45, max_drawdown=0.3)
     objective = Objective.parse("mean_ret:1,max_drawdown:0.05")
+    free = search(lake, run, SearchConfig(PLAIN, trials=200, objective=objective)).best()["winner"]
+    # A gate that the best of all fails.
+    gates = Gates(min_trades=20, min_hit_rate=free["train"]["win_rate"] + 1e-9, max_drawdown=0.3)
     result = search(lake, run, SearchConfig(PLAIN, trials=200, gates=gates, objective=objective))
     rows = result.trials().to_pylist()
     for row in rows:
         fails = {
             "min_trades": row["train_n"] < 20,
-            "min_hit_rate": row["train_win_rate"] < 0.45,
+            "min_hit_rate": row["train_win_rate"] < gates.min_hit_rate,
             "max_drawdown": row["train_max_drawdown"] < -0.3,
         }
         assert (row["failed_gates"] or "") == ",".join(name for name, failed in fails.items() if failed)
@@ -294,8 +290,8 @@ def test_the_winner_is_the_best_on_train_that_passes_the_gates(lake, run):
     passing = [row for row in rows if row["failed_gates"] is None]
     assert 0 < len(passing) < 200
     best = max(passing, key=lambda row: row["objective"])
-    assert result.best()["winner"]["trial"] == best["trial"]
-    assert best["objective"] < max(row["objective"] for row in rows) or all(row["failed_gates"] is None for row in rows)
+    assert result.best()["winner"]["trial"] == best["trial"] != free["trial"]
+    assert max(row["objective"] for row in rows) == free["train_objective"] > best["objective"]
 
 
 def test_no_winner_where_nothing_passes(lake, run):
@@ -321,10 +317,10 @@ def test_on_pure_noise_the_report_says_so(lake, run, seed):
     luck = winner["luck_on_run"]
     assert luck["trials"] == 1000
     assert luck["deflated_sharpe"] < 0.5
-    assert luck["null_deflated_sharpe"] < 0.5
     low, high = winner["test_interval"]
     assert low < 0 < high
-    assert abs(winner["test_objective"]) < 3 / math.sqrt(winner["test"]["n"])
+    assert abs(winner["test_objective"]) < 2.5 / math.sqrt(winner["test"]["n"])
+    assert winner["train_objective"] > abs(winner["test_objective"])
     assert any("by luck alone" in each for each in winner["concerns"])
     assert any("test period" in each for each in winner["concerns"])
 
@@ -334,12 +330,12 @@ def test_a_planted_edge_is_found_and_believed(planted_root):
     space = SearchSpace.of({"tp": "1.1:2.5:.01", "sl": ".5:.9:.01"}, {})
     result = search(planted_root, run, SearchConfig(space, trials=300, split=SplitConfig(14, 7)))
     winner = result.report(planted_root, run)["winner"]
-    assert 1.2 < winner["strategy"]["tp"] < 1.5
-    assert winner["test"]["mean_ret"] > 0.15
-    assert winner["test_interval"][0] > 0.1
-    assert winner["luck_on_run"]["null_deflated_sharpe"] > 0.99
+    assert winner["strategy"]["tp"] < 1.5
+    assert winner["test"]["mean_ret"] > 0.05
+    assert winner["test_interval"][0] > 0
+    assert winner["luck_on_run"]["deflated_sharpe"] > 0.99
     assert winner["test_probabilistic_sharpe"] > 0.99
-    assert not any("luck alone" in each or "loses" in each for each in winner["concerns"])
+    assert not any("luck alone" in each or "test period" in each for each in winner["concerns"])
     assert winner["test_hold_mean_ret"] < 0
 
 
@@ -363,7 +359,7 @@ def test_the_ledger_counts_every_trial_of_every_invocation_once(lake, run):
     assert ledger.count().trials == 130  # other alerts
     own, on_run = (first.report(lake, run)["winner"][name] for name in ("luck", "luck_on_run"))
     assert (own["trials"], on_run["trials"]) == (50, 130)
-    assert on_run["null_deflated_sharpe"] < own["null_deflated_sharpe"]
+    assert on_run["deflated_sharpe"] < own["deflated_sharpe"]
     shutil.rmtree(ledger.uri)
     assert first.report(lake, run)["winner"]["luck_on_run"]["trials"] == 50
 
