@@ -31,9 +31,10 @@ ui: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Dagster's UI on localhost
 
 SCALE ?= small
 ROUNDS ?= 3
-bench: $(VENV)/installed  ## Export and backtest against what one would type instead; SCALE=full is 60 M candles
+bench: $(VENV)/installed  ## Export, backtest and optimizer against what one would type instead; SCALE=full is 60 M candles
 	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
 	$(BIN)/python benchmarks/backtest.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
+	$(BIN)/python benchmarks/optimizer.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
 
 format: $(VENV)/installed  ## Apply the formatter
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,9 @@
-"""What Dagster loads: `dagster dev -m lake_pipeline.definitions`."""
+"""What Dagster loads: `dagster dev -m lake_pipeline.definitions`, as the environment asks for."""
 
 from __future__ import annotations
 
-from lake_pipeline.defs.build import build_definitions
+import os
 
-defs = build_definitions()
+from lake_pipeline.defs.deployment import definitions_from_environment
+
+defs = definitions_from_environment(os.environ)

@@ -2,6 +2,7 @@
 
     LakeError
     ├── ConfigError            a setting, option or argument that can never work
+    │   └── NotConfigured        a schedule or sensor lacks a setting it needs
     ├── InputError             alerts or candles that cannot be used as they are
     ├── SourceError            the candle source: table, columns, credentials, engine
     │   ├── SourceUnavailable    (transient) refused, timed out, dropped: trying again may help
@@ -35,6 +36,7 @@ __all__ = [
     "EngineBusy",
     "InputError",
     "LakeError",
+    "NotConfigured",
     "RunError",
     "RunMismatch",
     "RunNotFound",
@@ -61,6 +63,10 @@ class LakeError(Exception):
 
 class ConfigError(LakeError):
     """A setting, option or argument that can never work."""
+
+
+class NotConfigured(ConfigError):
+    """A schedule or sensor was turned on without a setting it needs."""
 
 
 class InputError(LakeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ __all__ = [
     "local_root",
     "parse_day",
     "parse_settings",
+    "read_json_object",
 ]
 
 DEFAULT_DATA_ROOT = "data"
@@ -353,3 +355,14 @@ def parse_day(name: str, text: str | None) -> dt.date | None:
         return dt.date.fromisoformat(text) if text else None
     except ValueError as error:
         raise ConfigError(f"{name} {text!r} is not a day: write YYYY-MM-DD") from error
+
+
+def read_json_object(path: str) -> dict[str, Any]:
+    """The settings in a JSON file. Raises ConfigError."""
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"config file {path} must hold one JSON object of settings")
+    return settings

@@ -21,18 +21,23 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return _BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project in which `make demo` has run, with this environment in place of the one make builds."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
+def copy_of_the_project(folder: Path) -> Path:
+    """The project as a clone has it, in this new folder, with this environment in place of the one make builds."""
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", ".dagster", "data", "slices", "*.egg-info", "__pycache__", ".*_cache"
+        ".git", ".venv", ".dagster", "data", "slices", "site", "*.egg-info", "__pycache__", ".*_cache"
     )
     shutil.copytree(PROJECT, folder, ignore=ignored)
-    environment = folder.parent / "environment"
-    environment.mkdir()
-    (environment / "bin").symlink_to(Path(sys.executable).parent)
-    (environment / "installed").touch()
+    (folder / ".venv").mkdir()
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
+    (folder / ".venv/installed").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which `make demo` has run."""
+    folder = copy_of_the_project(tmp_path_factory.mktemp("clone") / "project")
     run(folder, "make demo")
     return folder
 
@@ -45,7 +50,6 @@ def run(folder: Path, script: str) -> str:
         env={
             **environment,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "VENV": str(folder.parent / "environment"),
             "DAGSTER_DISABLE_TELEMETRY": "1",
         },
         capture_output=True,

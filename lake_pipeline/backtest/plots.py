@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from lake_pipeline.backtest.replay import Replay
 
-__all__ = ["ath_histogram", "equity_curve", "outcome_bars", "replay_picture"]
+__all__ = ["COLOURS", "PictureFormat", "ath_histogram", "equity_curve", "outcome_bars", "replay_picture"]
+
+PictureFormat = Literal["png", "svg"]
 
 _GROUND: Final = "#ffffff"
 _INK: Final = "#24292f"
@@ -39,17 +41,27 @@ _REASONS: Final = {
     "time": _BLUE,
     "horizon": _QUIET,
 }
+# What a page that has grounds of its own may put others in place of, in an SVG.
+COLOURS: Final = {
+    "ground": _GROUND,
+    "ink": _INK,
+    "quiet": _QUIET,
+    "grid": _GRID,
+    "blue": _BLUE,
+    "up": _UP,
+    "down": _DOWN,
+}
 _DPI: Final = 100
 
 
-def ath_histogram(ath_mults: Sequence[float]) -> bytes:
+def ath_histogram(ath_mults: Sequence[float], format_: PictureFormat = "png") -> bytes:
     """How many alerts reached which highest multiple of their entry price; logarithmic, with the median and 2x."""
     figure = _figure(7.2, 3.4)
     axes = figure.add_subplot()
     _style(axes, "Highest price after entry, as a multiple of it", "alerts")
     if not ath_mults:
         _say_nothing(axes, "no alert has a path")
-        return _bytes(figure)
+        return _bytes(figure, format_)
     top = max(2.5, max(ath_mults) * 1.02)
     bottom = min(1.0, *ath_mults)
     edges = np.geomspace(bottom, top, 41).tolist()
@@ -65,10 +77,10 @@ def ath_histogram(ath_mults: Sequence[float]) -> bytes:
     axes.axvline(middle, color=_DOWN, linewidth=1.5, label=f"median {middle:.3g}x")
     axes.axvline(2, color=_INK, linewidth=1, linestyle="--", label=f"2x: reached by {reached:,} of {len(ath_mults):,}")
     _legend(axes)
-    return _bytes(figure)
+    return _bytes(figure, format_)
 
 
-def equity_curve(equity: Sequence[float]) -> bytes:
+def equity_curve(equity: Sequence[float], format_: PictureFormat = "png") -> bytes:
     """Equity after each trade in the order of exits, from 1, and below it how far it is under its peak."""
     figure = _figure(7.2, 4.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -76,7 +88,7 @@ def equity_curve(equity: Sequence[float]) -> bytes:
     _style(below, "trades, in the order of exits", "drawdown")
     if not equity:
         _say_nothing(above, "no trades, or no stop-loss to size them by")
-        return _bytes(figure)
+        return _bytes(figure, format_)
     curve = np.concatenate(([1.0], np.asarray(equity, np.float64)))
     peak = np.maximum.accumulate(curve)
     drawdown = (curve / peak - 1) * 100
@@ -97,10 +109,10 @@ def equity_curve(equity: Sequence[float]) -> bytes:
     below.annotate(
         f"worst {drawdown.min():.1f} %", (0.01, 0.1), xycoords="axes fraction", color=_DOWN, fontsize=9
     )  # fmt: skip
-    return _bytes(figure)
+    return _bytes(figure, format_)
 
 
-def outcome_bars(exit_reasons: Mapping[str, int]) -> bytes:
+def outcome_bars(exit_reasons: Mapping[str, int], format_: PictureFormat = "png") -> bytes:
     """How many trades ended for each reason."""
     figure = _figure(7.2, 2.8)
     axes = figure.add_subplot()
@@ -110,7 +122,7 @@ def outcome_bars(exit_reasons: Mapping[str, int]) -> bytes:
     total = sum(counts)
     if not total:
         _say_nothing(axes, "no trades")
-        return _bytes(figure)
+        return _bytes(figure, format_)
     bars = axes.barh(names, counts, color=[_REASONS[name] for name in names], height=0.7)
     labels = [f"{count:,} ({100 * count / total:.1f} %)" if count else "0" for count in counts]
     axes.bar_label(bars, labels, padding=4, color=_INK, fontsize=9)
@@ -118,13 +130,13 @@ def outcome_bars(exit_reasons: Mapping[str, int]) -> bytes:
     axes.tick_params(axis="y", length=0, labelcolor=_INK)
     axes.xaxis.set_major_locator(_whole_numbers(8))
     axes.margins(x=0.18)
-    return _bytes(figure)
+    return _bytes(figure, format_)
 
 
 _MOST_BARS: Final = 160
 
 
-def replay_picture(replay: Replay, format_: Literal["png", "svg"] = "png") -> bytes:
+def replay_picture(replay: Replay, format_: PictureFormat = "png") -> bytes:
     """Candles and volume of one alert around its position, with entry, exit, take-profit and the effective stop.
 
     Shows the position and half as many candles after it; more than some 160 are drawn together, a few to a bar.
@@ -242,7 +254,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _bytes(figure: Figure, format_: Literal["png", "svg"] = "png") -> bytes:
+def _bytes(figure: Figure, format_: PictureFormat = "png") -> bytes:
     """The picture, without date and version. A PNG has 128 colours, which is a third of the size and looks the same."""
     import matplotlib as mpl
     from PIL import Image

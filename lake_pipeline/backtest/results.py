@@ -64,6 +64,7 @@ __all__ = [
     "per_alert_result",
     "per_caller_result",
     "per_trade_result",
+    "result_keys",
     "run_identity",
     "strategy_result",
     "write_per_alert",
@@ -237,6 +238,23 @@ def find_result(lake: Store, prefix: str, run_id: str | None = None, *, threads:
     if record is None:
         raise InputError(f"the result in {store.uri} was removed meanwhile")
     return _STORED[kind](record, store, created=False)
+
+
+def result_keys(lake: Store, run_id: str, kind: str, content_sha256: str) -> list[str]:
+    """Keys of the sealed results of a kind under a run's name that were computed from this content, sorted.
+
+    A run that was deleted and exported again may have results of what it was before; those are left out.
+    """
+    folder = f"{layout.RESULTS}/run_id={run_id}"
+    keys = []
+    for name in lake.folders(folder):
+        found, _, key = name.partition("=")
+        path = f"{folder}/{name}/{layout.RESULT_RECORD}"
+        if found == kind and lake.exists(path):
+            identity = parse_record(ResultRecord, lake.read(path), path).identity
+            if identity.get("content_sha256") == content_sha256:
+                keys.append(key)
+    return sorted(keys)
 
 
 def run_identity(run: Run, selection: AlertSelection) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from lake_pipeline.api import ExportConfig, ExportResult
 from lake_pipeline.errors import LakeError
 from lake_pipeline.run import load_run
-from lake_pipeline.settings import LakeSettings, RunSettings, SourceSettings
 
 if TYPE_CHECKING:
     from lake_pipeline.export import BucketResult
@@ -25,27 +24,18 @@ def run_export_job(config: ExportConfig, on_bucket: Callable[[BucketResult], Non
     """
     import dagster as dg
 
-    from lake_pipeline.core.buckets import ALL_BUCKETS
     from lake_pipeline.defs.build import EXPORT_JOB, build_definitions
+    from lake_pipeline.defs.run_config import WHOLE_RANGE, run_config_of
 
-    run_config = {
-        "resources": {
-            name: {"config": config.model_dump(include=set(model.model_fields), exclude_none=True)}
-            for name, model in (("lake", LakeSettings), ("candle_source", SourceSettings), ("lake_run", RunSettings))
-        },
-        # What a failed step has to say is raised below; its stack trace helps nobody at a prompt.
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-    }
+    # What a failed step has to say is raised below; its stack trace helps nobody at a prompt.
+    run_config = run_config_of(config) | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     job = build_definitions(on_bucket=on_bucket).resolve_job_def(EXPORT_JOB)
     with dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else dg.DagsterInstance.ephemeral() as instance:
         try:
             result = job.execute_in_process(
                 run_config=run_config,
                 instance=instance,
-                tags={
-                    "dagster/asset_partition_range_start": ALL_BUCKETS[0],
-                    "dagster/asset_partition_range_end": ALL_BUCKETS[-1],
-                },
+                tags=WHOLE_RANGE,
             )
         except dg.Failure as failure:
             if isinstance(failure.__cause__, LakeError):

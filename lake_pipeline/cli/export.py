@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +115,10 @@ def export_run_slices(format_: str, config: str | None, **values: Any) -> None:
 
 
 @click.command()
+@click.option("--load-only", is_flag=True, help="Only write and load the candles: what to export is left to you.")
 @data_root_option
 @format_option
-def demo(data_root: str | None, format_: str) -> None:
+def demo(load_only: bool, data_root: str | None, format_: str) -> None:
     """Make synthetic candles and alerts, export them, and show the sealed run.
 
     Everything goes through the real parts: an embedded ClickHouse engine, the Dagster job, the seal. The data
@@ -131,6 +133,9 @@ def demo(data_root: str | None, format_: str) -> None:
     # The demo's broken alerts are meant to be: they show in its summary, not as a warning.
     logging.getLogger("lake_pipeline.export").setLevel(logging.ERROR)
     loaded = _load([str(candles)], data_root, {}, None, None)
+    if load_only:
+        print_mapping({"candles": str(candles), "alerts": str(alerts), **asdict(loaded)}, format_)
+        return
     config = export_config(
         {"data_root": root, "alerts": str(alerts), "interval": DEMO_INTERVAL, "window": DEMO_WINDOW, "run_id": "demo"}
     )
@@ -196,8 +201,6 @@ def load_candles_command(
     token_address (or mint), timestamp, open, high, low, close, volume; chain and interval_seconds, unless given
     here; source, quality_score and ingested_at if there are any.
     """
-    from dataclasses import asdict
-
     from lake_pipeline.core.window import interval_to_seconds
 
     source = {"table": table, "database": database}

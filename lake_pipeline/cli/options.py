@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -157,9 +155,9 @@ def strategy_config(values: dict[str, Any]) -> StrategyConfig:
 def export_config(values: dict[str, Any], config: str | None = None) -> ExportConfig:
     """Settings from a JSON file, if any, and the options that were given, which win. Raises ConfigError."""
     from lake_pipeline.api import ExportConfig
-    from lake_pipeline.settings import parse_settings
+    from lake_pipeline.settings import parse_settings, read_json_object
 
-    settings = _read_json(config) if config else {}
+    settings = read_json_object(config) if config else {}
     settings |= {name: value for name, value in values.items() if value is not None}
     duckdb = settings.pop("duckdb", None)
     if duckdb:
@@ -170,13 +168,3 @@ def export_config(values: dict[str, Any], config: str | None = None) -> ExportCo
     if missing:
         raise click.UsageError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required")
     return parse_settings(ExportConfig, settings)
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"config file {path} must hold one JSON object of settings")
-    return settings

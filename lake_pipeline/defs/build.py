@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from lake_pipeline.defs.assets import backtest, lake, optimize
+from lake_pipeline.defs.console import console_logger
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
@@ -17,6 +18,8 @@ from lake_pipeline.defs.resources import (
     OptimizerResource,
     StrategyResource,
 )
+from lake_pipeline.defs.schedules import DEFAULT_NIGHTLY_CRON, build_schedules
+from lake_pipeline.defs.sensors import build_sensors
 from lake_pipeline.export import BucketResult
 
 __all__ = ["BACKTEST_JOB", "EXPORT_JOB", "OPTIMIZE_JOB", "build_definitions"]
@@ -31,12 +34,15 @@ def build_definitions(
     resources: Mapping[str, Any] | None = None,
     backfill_policy: dg.BackfillPolicy | None = None,
     on_bucket: Callable[[BucketResult], None] | None = None,
+    nightly_cron: str = DEFAULT_NIGHTLY_CRON,
+    sensor_interval_s: int | None = None,
 ) -> dg.Definitions:
     """Fresh Definitions.
 
     `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`, `baseline_settings`,
     `strategy_settings`, `optimizer_settings`); `backfill_policy` that of `candles` (default: one run for all
-    partitions); `on_bucket` sees each exported bucket.
+    partitions); `on_bucket` sees each exported bucket. `nightly_cron` is when `nightly_export`
+    ticks, in UTC; `sensor_interval_s` replaces the time between two ticks of each sensor.
     """
     policy = backfill_policy or dg.BackfillPolicy.single_run()
     with warnings.catch_warnings():
@@ -66,6 +72,8 @@ def build_definitions(
                 description="Search the exits of a sealed run on train alerts, and report the winner.",
             ),
         ],
+        schedules=build_schedules(EXPORT_JOB, nightly_cron),
+        sensors=build_sensors(EXPORT_JOB, BACKTEST_JOB, interval_s=sensor_interval_s),
         resources={
             "lake": LakeResource.configure_at_launch(),
             "candle_source": CandleSourceResource.configure_at_launch(),
@@ -75,6 +83,7 @@ def build_definitions(
             "optimizer_settings": OptimizerResource.configure_at_launch(),
             **(resources or {}),
         },
+        loggers={"console": console_logger},
         # A process per step costs seconds of imports each; the work itself runs in threads.
         executor=dg.in_process_executor,
     )

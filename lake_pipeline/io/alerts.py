@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from lake_pipeline.core.alerts import COLUMN_NAMES, RawAlerts
 from lake_pipeline.errors import ConfigError, InputError
 
-__all__ = ["DUCKDB_TABLES", "read_alerts"]
+__all__ = ["ALERT_SUFFIXES", "DUCKDB_TABLES", "alerts_exist", "read_alerts"]
 
 # The first of these that exists and has rows is read.
 DUCKDB_TABLES: Final = ("canon.alerts_std", "canon.alerts_final", "caller_links_d", "user_calls_d")
 _DUCKDB_SUFFIXES: Final = (".duckdb", ".ddb", ".db")
+_PARQUET_SUFFIXES: Final = (".parquet", ".pq")
+ALERT_SUFFIXES: Final = (".csv", *_PARQUET_SUFFIXES, *_DUCKDB_SUFFIXES)
 _CSV_FIELD_LIMIT: Final = 1 << 24
 
 
@@ -41,9 +43,25 @@ def read_alerts(path: str, range_ms: tuple[int | None, int | None], table: str |
         raise ConfigError(f"alerts_table goes with a DuckDB file, and alerts {path!r} is not one")
     if suffix == ".csv":
         return _read_csv(path, _contents(path))
-    if suffix in (".parquet", ".pq"):
+    if suffix in _PARQUET_SUFFIXES:
         return _read_parquet(path, _contents(path))
     raise ConfigError(f"alerts {path!r} is of no known kind: give a .parquet, .csv or .duckdb file")
+
+
+def alerts_exist(path: str) -> bool:
+    """Whether there is an alerts input of this path or URL. Raises InputError where that cannot be told."""
+    if "://" not in path:
+        return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for names no file can have
+    from obstore.exceptions import BaseError
+
+    try:
+        folder, name = _object(path)
+        folder.head(name)
+    except FileNotFoundError:
+        return False
+    except (BaseError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return True
 
 
 def _contents(path: str) -> bytes:
@@ -58,15 +76,28 @@ def _contents(path: str) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
-    """An object by URL; credentials come from the environment or the platform."""
     from obstore.exceptions import BaseError
+
+    try:
+        folder, name = _object(url)
+        return bytes(folder.get(name).bytes())
+    except (BaseError, OSError, ValueError) as error:
+        raise _unreadable(url, error) from error
+
+
+def _object(url: str) -> tuple[Any, str]:
+    """The store and name of an object by URL; credentials come from the environment or the platform."""
     from obstore.store import from_url
 
+    from lake_pipeline.io.objects import refuse_secret
+
+    refuse_secret("alerts", url)
     folder, _, name = url.rpartition("/")
-    try:
-        return bytes(from_url(folder).get(name).bytes())
-    except (BaseError, OSError, ValueError) as error:
-        raise InputError(f"alerts {url} cannot be read: {str(error).splitlines()[0]}") from error
+    return from_url(folder), name
+
+
+def _unreadable(url: str, error: Exception) -> InputError:
+    return InputError(f"alerts {url} cannot be read: {str(error).splitlines()[0]}")
 
 
 def _read_parquet(path: str, data: bytes) -> RawAlerts:

@@ -110,7 +110,7 @@ class ObjectStore:
         """Every object below a prefix."""
         with self._explained("list", path):
             found = [
-                StoredFile(meta["path"].removeprefix(self._prefix), meta["size"])
+                StoredFile(meta["path"].removeprefix(self._prefix), meta["size"], str(meta["e_tag"]))
                 for chunk in self._objects.list(self._key(path) or None)
                 for meta in chunk
             ]

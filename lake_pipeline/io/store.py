@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -33,10 +33,14 @@ _READ_BLOCK: Final = 1 << 20
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file: POSIX path relative to the store, size in bytes."""
+    """One file: POSIX path relative to the store, size in bytes.
+
+    `version` is another one whenever the content was written anew; what it says is the store's own affair.
+    """
 
     path: str
     size: int
+    version: str = field(default="", compare=False)
 
     @property
     def temporary(self) -> bool:
@@ -216,7 +220,9 @@ class LocalStore:
                 for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
                     full = Path(folder, name)
                     with contextlib.suppress(FileNotFoundError):  # gone between listing and looking
-                        found.append(StoredFile(full.relative_to(self.root).as_posix(), full.lstat().st_size))
+                        status = full.lstat()
+                        version = f"{status.st_size}-{status.st_mtime_ns}"
+                        found.append(StoredFile(full.relative_to(self.root).as_posix(), status.st_size, version))
         return sorted(found, key=lambda file: os.fsencode(file.path))
 
     def folders(self, path: str) -> list[str]:

@@ -196,7 +196,7 @@ class ColumnTable:
 
         They go on to at least a whole number of lanes; what is beyond the rows takes no profit and returns 0.
         """
-        records, batch = self._records, self._batch
+        batch = self._batch
         standing, bases = len(batch.standing), len(batch.standing) + len(batch.moving)
         width = -(-len(rows) // LANES) * LANES + _APART
         stop_when = np.empty((bases + len(batch.timed), width), np.int64)
@@ -206,18 +206,18 @@ class ColumnTable:
         stop_when[:, len(rows) :] = 0
         target_when[:, len(rows) :] = NEVER
         stop_ret[:, len(rows) :] = target_ret[:, len(rows) :] = 0.0
-        alerts = (rows, self._tradable, self._entry_ts, records)
+        alerts = (rows, self._tradable, self._entry_ts, self._records.levels)
         find_targets(*alerts, *self._targets, target_when, target_ret)
         find_stops(*alerts, *self._standing, stop_when[:standing], stop_ret[:standing])
         if batch.moving:
             level, *rest = self._moving
             find_moving_stops(
-                *alerts, level, self._trails, self._step_first, self._steps, *rest,
+                *alerts, self._records.legs, level, self._trails, self._step_first, self._steps, *rest,
                 stop_when[standing:bases], stop_ret[standing:bases],
             )  # fmt: skip
         if batch.timed:
             stop_in_time(
-                rows, self._tradable, records, stop_when[:bases], stop_ret[:bases], batch.bases,
+                rows, self._tradable, self._records.levels, stop_when[:bases], stop_ret[:bases], batch.bases,
                 *self._times, batch.time_of, *self._timed, stop_when[bases:], stop_ret[bases:],
             )  # fmt: skip
         return stop_when, stop_ret, target_when, target_ret

@@ -117,72 +117,71 @@ def find_records(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def find_blocks(high_first, high_last, high_value, leg_low, block_first, block_low, block_kept):  # type: ignore[no-untyped-def]
-    """Fill the blocks of legs: their lowest low, and the least share of its peak that a leg's lowest low is.
-
-    The blocks of a path begin at its `block_first`.
-    """
-    for row in range(len(high_first)):
-        for leg in range(high_first[row], high_last[row]):
-            block = block_first[row] + (leg - high_first[row]) // BLOCK
-            if (leg - high_first[row]) % BLOCK == 0:
-                block_low[block] = block_kept[block] = np.inf
-            if leg_low[leg] < np.inf:
+def find_blocks(levels, legs):  # type: ignore[no-untyped-def]
+    """Fill the blocks of legs: their lowest low, and the least share of its peak that a leg's lowest low is."""
+    for row in range(len(levels.high_first)):
+        for leg in range(levels.high_first[row], levels.high_last[row]):
+            number = leg - levels.high_first[row]
+            block, low = legs.block_first[row] + number // BLOCK, legs.leg_low[leg]
+            if number % BLOCK == 0:
+                legs.block_low[block] = legs.block_kept[block] = np.inf
+            if low < np.inf:
                 # Products that small are not rounded to 53 bits, so nothing is concluded from the share.
-                kept = leg_low[leg] / high_value[leg] if leg_low[leg] > _TINY else 0.0
-                block_low[block], block_kept[block] = min(block_low[block], leg_low[leg]), min(block_kept[block], kept)
+                kept = low / levels.high_value[leg] if low > _TINY else 0.0
+                legs.block_low[block] = min(legs.block_low[block], low)
+                legs.block_kept[block] = min(legs.block_kept[block], kept)
 
 
 @compiled
 def find_targets(  # type: ignore[no-untyped-def]
-    rows, traded, entry_ts, records,
-    levels, sells, buys,
+    rows, traded, entry_ts, levels,
+    multiples, sells, buys,
     when, ret,
 ):  # fmt: skip
-    """Columns of take-profits: `levels` ascending, infinite for none. Columns (levels, rows)."""
+    """Columns of take-profits, (multiples, rows): `multiples` of the entry price ascending, infinite for none."""
     for i in range(len(rows)):
         row = rows[i]
         if not traded[row]:
             when[:, i], ret[:, i] = NEVER, np.nan
             continue
-        record, end = records.high_first[row], records.high_last[row]
-        for column in range(len(levels)):
-            target = records.entry[row] * levels[column]
-            while record < end and not records.high_value[record] >= target:
+        record, end = levels.high_first[row], levels.high_last[row]
+        for column in range(len(multiples)):
+            target = levels.entry[row] * multiples[column]
+            while record < end and not levels.high_value[record] >= target:
                 record += 1
-            when[column, i] = NEVER if record == end else 4 * (records.high_ts[record] - entry_ts[row]) + _LEVEL
-            ret[column, i] = target * sells[column] / (records.entry[row] * buys[column]) - 1
+            when[column, i] = NEVER if record == end else 4 * (levels.high_ts[record] - entry_ts[row]) + _LEVEL
+            ret[column, i] = target * sells[column] / (levels.entry[row] * buys[column]) - 1
 
 
 @compiled
 def find_stops(  # type: ignore[no-untyped-def]
-    rows, traded, entry_ts, records,
-    levels, gaps, sells, buys,
+    rows, traded, entry_ts, levels,
+    multiples, gaps, sells, buys,
     when, ret,
 ):  # fmt: skip
-    """Columns of stops that do not move: `levels` descending, 0 for none. Columns (levels, rows)."""
+    """Columns of stops that stand, (multiples, rows): `multiples` of the entry price descending, 0 for none."""
     for i in range(len(rows)):
         row = rows[i]
         if not traded[row]:
             when[:, i], ret[:, i] = 0, np.nan
             continue
-        record, end = records.low_first[row], records.low_last[row]
-        for column in range(len(levels)):
-            stop = levels[column] * records.entry[row]
-            while record < end and not records.low_value[record] <= stop:
+        record, end = levels.low_first[row], levels.low_last[row]
+        for column in range(len(multiples)):
+            stop = multiples[column] * levels.entry[row]
+            while record < end and not levels.low_value[record] <= stop:
                 record += 1
             if record == end:
-                when[column, i] = 4 * (records.last_ts[row] - entry_ts[row]) + _END
-                price = records.last_close[row]
+                when[column, i] = 4 * (levels.last_ts[row] - entry_ts[row]) + _END
+                price = levels.last_close[row]
             else:
-                when[column, i] = 4 * (records.low_ts[record] - entry_ts[row]) + _LEVEL
-                price = min(stop, records.low_open[record]) if gaps[column] else stop
-            ret[column, i] = price * sells[column] / (records.entry[row] * buys[column]) - 1
+                when[column, i] = 4 * (levels.low_ts[record] - entry_ts[row]) + _LEVEL
+                price = min(stop, levels.low_open[record]) if gaps[column] else stop
+            ret[column, i] = price * sells[column] / (levels.entry[row] * buys[column]) - 1
 
 
 @compiled
 def find_moving_stops(  # type: ignore[no-untyped-def]
-    rows, traded, entry_ts, records,
+    rows, traded, entry_ts, levels, legs,
     plain, trails, step_first, steps, gaps, sells, buys,
     when, ret,
 ):  # fmt: skip
@@ -197,28 +196,28 @@ def find_moving_stops(  # type: ignore[no-untyped-def]
         if not traded[row]:
             when[:, i], ret[:, i] = 0, np.nan
             continue
-        price_in, start = records.entry[row], records.low_first[row]
+        price_in, start = levels.entry[row], levels.low_first[row]
         for column in range(len(plain)):
             trail_from, trail_keep = price_in * trails[column, 0], trails[column, 1]
             # What stands until the peak comes to `armed`, where more stops become active.
             fixed, keep, armed = plain[column] * price_in, 0.0, -np.inf
-            found, stop, open_in, found_ts = False, fixed, 0.0, records.last_ts[row]
+            found, stop, open_in, found_ts = False, fixed, 0.0, levels.last_ts[row]
             # Nothing but the plain stop is active in the first candle, which is the first low record.
-            if records.low_value[start] <= fixed:
-                found, open_in, found_ts = True, records.low_open[start], records.low_ts[start]
-            first, legs = records.high_first[row], records.high_last[row]
+            if levels.low_value[start] <= fixed:
+                found, open_in, found_ts = True, levels.low_open[start], levels.low_ts[start]
+            first, last = levels.high_first[row], levels.high_last[row]
             leg, keep_above = first, 0.0
-            while leg < legs and not found:
+            while leg < last and not found:
                 if (leg - first) % BLOCK == 0:
-                    block, block_end = records.block_first[row] + (leg - first) // BLOCK, min(leg + BLOCK, legs)
+                    block, block_end = legs.block_first[row] + (leg - first) // BLOCK, min(leg + BLOCK, last)
                     if (
-                        records.high_value[block_end - 1] < armed
-                        and records.block_low[block] > fixed
-                        and records.block_kept[block] > keep_above
+                        levels.high_value[block_end - 1] < armed
+                        and legs.block_low[block] > fixed
+                        and legs.block_kept[block] > keep_above
                     ):
                         leg = block_end
                         continue
-                peak = records.high_value[leg]
+                peak = levels.high_value[leg]
                 if peak >= armed:
                     armed = np.inf
                     if peak >= trail_from:
@@ -234,23 +233,23 @@ def find_moving_stops(  # type: ignore[no-untyped-def]
                 stop = fixed
                 if peak * keep > stop:
                     stop = peak * keep
-                if records.leg_low[leg] <= stop:
-                    low = records.leg_end[leg - 1] if leg > first else records.dip_first[row]
-                    high = records.leg_end[leg] - 1
+                if legs.leg_low[leg] <= stop:
+                    low = legs.leg_end[leg - 1] if leg > first else legs.dip_first[row]
+                    high = legs.leg_end[leg] - 1
                     while low < high:
                         middle = (low + high) // 2
-                        if records.dip_value[middle] <= stop:
+                        if legs.dip_value[middle] <= stop:
                             high = middle
                         else:
                             low = middle + 1
-                    found, open_in, found_ts = True, records.dip_open[low], records.dip_ts[low]
+                    found, open_in, found_ts = True, legs.dip_open[low], legs.dip_ts[low]
                 leg += 1
             if found:
                 when[column, i] = 4 * (found_ts - entry_ts[row]) + _LEVEL
                 price = min(stop, open_in) if gaps[column] else stop
             else:
                 when[column, i] = 4 * (found_ts - entry_ts[row]) + _END
-                price = records.last_close[row]
+                price = levels.last_close[row]
             ret[column, i] = price * sells[column] / (price_in * buys[column]) - 1
 
 
@@ -294,7 +293,7 @@ def find_times(  # type: ignore[no-untyped-def]
 
 @compiled
 def stop_in_time(  # type: ignore[no-untyped-def]
-    rows, traded, records,
+    rows, traded, levels,
     base_when, base_ret, bases, time_when, time_price, times, sells, buys,
     when, ret,
 ):  # fmt: skip
@@ -305,7 +304,7 @@ def stop_in_time(  # type: ignore[no-untyped-def]
             row = rows[i]
             if traded[row] and time_when[time, row] < base_when[base, i]:
                 when[column, i] = time_when[time, row]
-                ret[column, i] = time_price[time, row] * sells[column] / (records.entry[row] * buys[column]) - 1
+                ret[column, i] = time_price[time, row] * sells[column] / (levels.entry[row] * buys[column]) - 1
             else:
                 when[column, i] = base_when[base, i]
                 ret[column, i] = base_ret[base, i]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from lake_pipeline.backtest.words import HEAD, CacheFiles, CacheStyle
 from lake_pipeline.io.store import Store
 from lake_pipeline.optimizer.passage import BLOCK, find_blocks, find_records
 
-__all__ = ["CACHE_KIND", "Records", "cache_problem", "load_records", "records_cached"]
+__all__ = ["CACHE_KIND", "Legs", "Levels", "Records", "cache_problem", "load_records", "records_cached"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +31,13 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 
-class Records(NamedTuple):
-    """The records of all paths, some 8 kB each, held in memory; a tuple, as compiled loops take one.
+class Levels(NamedTuple):
+    """What says when a level is passed first: arrays by alert, in the order of the alerts, and arrays of records.
 
-    The first five arrays and the ranges have an item for each alert, in the order of the alerts: its high records are
-    `high_first:high_last` of the `high_` and `leg_` arrays, its low records likewise, its dips begin at `dip_first`
-    and its blocks of legs at `block_first`. Times are epoch ms. An alert without a candle has no record, `candles` 0
-    and times -1.
+    An alert's high records are `high_first:high_last` of `high_ts` and `high_value`, its low records likewise. Times
+    are epoch ms. An alert without a candle has no record and times -1. A tuple, as compiled loops take one.
     """
 
-    candles: Int64Array
-    first_ts: Int64Array
     last_ts: Int64Array
     entry: Float64Array
     last_close: Float64Array
@@ -48,28 +45,100 @@ class Records(NamedTuple):
     high_last: Int64Array
     low_first: Int64Array
     low_last: Int64Array
-    dip_first: Int64Array
-    block_first: Int64Array
     high_ts: Int64Array
     high_value: Float64Array
-    leg_end: Int64Array
-    leg_low: Float64Array
     low_ts: Int64Array
     low_value: Float64Array
     low_open: Float64Array
+
+
+class Legs(NamedTuple):
+    """What says when a stop that moves is passed first: of each high record the leg after it (`passage`).
+
+    `leg_end` and `leg_low` go with the high records, `dip_first` and `block_first` with the alerts.
+    """
+
+    dip_first: Int64Array
+    block_first: Int64Array
+    leg_end: Int64Array
+    leg_low: Float64Array
     dip_ts: Int64Array
     dip_value: Float64Array
     dip_open: Float64Array
     block_low: Float64Array
     block_kept: Float64Array
 
+
+class Records:
+    """The records of all paths, held in memory: some 4 kB a path, and 12 kB once a stop has moved."""
+
+    def __init__(self, buckets: Sequence[_Parts], alerts: int) -> None:
+        self._buckets = buckets
+        self._rows = np.concatenate([parts["rows"] for parts in buckets])
+        self._alerts = alerts
+        high_first, high_last = self._ranges("high")
+        low_first, low_last = self._ranges("low")
+        self.levels = Levels(
+            last_ts=self._by_alert("last_ts"),
+            entry=self._by_alert("entry"),
+            last_close=self._by_alert("last_close"),
+            high_first=high_first,
+            high_last=high_last,
+            low_first=low_first,
+            low_last=low_last,
+            high_ts=self._all("high_ts"),
+            high_value=self._all("high_value"),
+            low_ts=self._all("low_ts"),
+            low_value=self._all("low_value"),
+            low_open=self._all("low_open"),
+        )
+
+    @cached_property
+    def legs(self) -> Legs:
+        """The legs; most of what there is, and of no use to stops that stand."""
+        dip_first, _ = self._ranges("dip")
+        # The dips of a bucket come after those of the buckets before it.
+        before = np.cumsum([0, *(len(parts["dip_ts"]) for parts in self._buckets[:-1])]).tolist()
+        leg_end = np.concatenate([parts["leg_end"] + first for parts, first in zip(self._buckets, before, strict=True)])
+        blocks = -(-(self.levels.high_last - self.levels.high_first) // BLOCK)
+        block_low, block_kept = np.empty((2, int(blocks.sum())))
+        legs = Legs(
+            dip_first=dip_first,
+            block_first=np.cumsum(blocks) - blocks,
+            leg_end=leg_end,
+            leg_low=self._all("leg_low"),
+            dip_ts=self._all("dip_ts"),
+            dip_value=self._all("dip_value"),
+            dip_open=self._all("dip_open"),
+            block_low=block_low,
+            block_kept=block_kept,
+        )
+        find_blocks(self.levels, legs)
+        return legs
+
     def entries(self, paths: Paths) -> Entries:
         """The entries of these paths."""
         found = Entries(paths)
-        found.candles, found.first_ts, found.last_ts, found.price = (
-            self.candles, self.first_ts, self.last_ts, self.entry,
-        )  # fmt: skip
+        found.candles, found.first_ts = self._by_alert("candles"), self._by_alert("first_ts")
+        found.last_ts, found.price = self.levels.last_ts, self.levels.entry
         return found
+
+    def _all(self, name: str) -> npt.NDArray[Any]:
+        return np.concatenate([parts[name] for parts in self._buckets])
+
+    def _by_alert(self, name: str) -> npt.NDArray[Any]:
+        return self._ordered(self._all(name))
+
+    def _ranges(self, kind: str) -> tuple[Int64Array, Int64Array]:
+        """Where each alert's records of a kind begin and end among all."""
+        counts = np.concatenate([np.diff(parts[f"{kind}_last"], prepend=0) for parts in self._buckets])
+        last = np.cumsum(counts)
+        return self._ordered(last - counts), self._ordered(last)
+
+    def _ordered(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        ordered = np.empty(self._alerts, values.dtype)
+        ordered[self._rows] = values
+        return ordered
 
 
 def records_cached(paths: Paths) -> bool:
@@ -91,7 +160,7 @@ def load_records(paths: Paths, *, threads: int = 1) -> Records:
             logger.info("records: those cached in %s are used", files.store.uri)
         else:
             logger.info("records: %s; they are found in the paths and cached", missing)
-    return _joined(each(lambda bucket: _bucket(paths, files, bucket), paths.buckets, threads), len(paths.entry_ts))
+    return Records(each(lambda bucket: _bucket(paths, files, bucket), paths.buckets, threads), len(paths.entry_ts))
 
 
 def _bucket(paths: Paths, files: CacheFiles | None, bucket: str) -> _Parts:
@@ -159,40 +228,3 @@ def _unpacked(words: Int64Array) -> _Parts:
             parts[name] = column.view(np.float64) if name in _PRICES else column
             place += count
     return parts
-
-
-def _joined(buckets: Sequence[_Parts], alerts: int) -> Records:
-    """All buckets' records as one, by alert."""
-    rows = np.concatenate([parts["rows"] for parts in buckets])
-    columns = dict(_by_alert(buckets, rows, alerts))
-    # Where the records of each bucket begin among all.
-    dips = np.cumsum([0, *(len(parts["dip_ts"]) for parts in buckets)])
-    for name in itertools.chain.from_iterable(_COLUMNS[1:]):
-        columns[name] = np.concatenate([parts[name] for parts in buckets])
-    columns["leg_end"] = np.concatenate(
-        [parts["leg_end"] + first for parts, first in zip(buckets, dips.tolist(), strict=False)]
-    )
-    blocks = -(-(columns["high_last"] - columns["high_first"]) // BLOCK)
-    columns["block_first"] = np.cumsum(blocks) - blocks
-    columns["block_low"], columns["block_kept"] = np.empty((2, int(blocks.sum())))
-    find_blocks(
-        *(columns[name] for name in ("high_first", "high_last", "high_value", "leg_low")),
-        *(columns[name] for name in ("block_first", "block_low", "block_kept")),
-    )
-    return Records(**columns)
-
-
-def _by_alert(buckets: Sequence[_Parts], rows: Int64Array, alerts: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    for name in ("candles", "first_ts", "last_ts", "entry", "last_close"):
-        column = np.concatenate([parts[name] for parts in buckets])
-        ordered = np.empty(alerts, column.dtype)
-        ordered[rows] = column
-        yield name, ordered
-    for kind in ("high", "low", "dip"):
-        counts = np.concatenate([np.diff(parts[f"{kind}_last"], prepend=0) for parts in buckets])
-        last = np.cumsum(counts)
-        for name, values in ((f"{kind}_first", last - counts), (f"{kind}_last", last)):
-            if name != "dip_last":
-                ordered = np.empty(alerts, np.int64)
-                ordered[rows] = values
-                yield name, ordered

@@ -321,6 +321,7 @@ def test_every_command_explains_itself():
         "strategy",
         "diff-results",
         "replay",
+        "report",
     }
     for name in names:
         result = runner.invoke(lake, [name, "--help"])

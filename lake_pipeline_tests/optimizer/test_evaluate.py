@@ -235,6 +235,27 @@ def test_hostile_paths_are_as_candle_by_candle() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-306, 3e-324])
+def test_a_low_exactly_on_a_trailing_stop_hits_it_however_the_two_are_rounded(scale: float) -> None:
+    rng = np.random.default_rng(11)
+    exits = 0
+    for distance in rng.uniform(0.05, 0.95, 40).tolist():
+        paths = []
+        for peak in (rng.uniform(1, 20, 50) * scale).tolist():
+            stop = peak * (1 - distance)
+            # On the stop, and one step above.
+            for low in (stop, float(np.nextafter(stop, 1.0))):
+                paths.append(
+                    [bar(0, peak, peak, peak, peak), bar(1, low, low, low, low), bar(2, low, max(peak, low), low, low)]
+                )
+        strategies = [StrategyConfig(tp=None, sl=None, trail_distance=distance)]
+        market = paths_of(paths)
+        found = Evaluator(market, BaselineConfig(), scan_below=0).outcomes(strategies)
+        same_outcomes(found, expected(market, strategies, BaselineConfig()))
+        exits += int((found.exit_ts[0] == market.entry_ts + 60_000).sum())
+    assert exits >= 40 * 50
+
+
 @pytest.mark.parametrize("interval_s", [1, 7, 60, 3600])
 def test_a_time_stop_is_found_however_far_apart_candles_are(interval_s: int) -> None:
     strategies = [StrategyConfig(tp=None, sl=None, time_stop_hours=minutes / 60) for minutes in np.arange(0.5, 60, 0.5)]

@@ -80,15 +80,16 @@ def expected_records(path: CandlePath) -> dict[str, list[Any]]:
 
 
 def found_records(records: Records, row: int) -> dict[str, list[Any]]:
-    highs = slice(records.high_first[row], records.high_last[row])
-    lows = slice(records.low_first[row], records.low_last[row])
-    dips = list(zip(records.dip_ts, records.dip_value, records.dip_open, strict=True))
-    ends = [int(records.dip_first[row]), *records.leg_end[highs].tolist()]
+    levels = records.levels
+    highs = slice(levels.high_first[row], levels.high_last[row])
+    lows = slice(levels.low_first[row], levels.low_last[row])
+    dips = list(zip(records.legs.dip_ts, records.legs.dip_value, records.legs.dip_open, strict=True))
+    ends = [int(records.legs.dip_first[row]), *records.legs.leg_end[highs].tolist()]
     return {
-        "highs": list(zip(records.high_ts[highs], records.high_value[highs], strict=True)),
-        "lows": list(zip(records.low_ts[lows], records.low_value[lows], records.low_open[lows], strict=True)),
+        "highs": list(zip(levels.high_ts[highs], levels.high_value[highs], strict=True)),
+        "lows": list(zip(levels.low_ts[lows], levels.low_value[lows], levels.low_open[lows], strict=True)),
         "legs": [dips[first:last] for first, last in itertools.pairwise(ends)],
-        "leg_lows": records.leg_low[highs].tolist(),
+        "leg_lows": records.legs.leg_low[highs].tolist(),
     }
 
 
@@ -97,21 +98,22 @@ def test_records_are_the_candles_with_a_new_high_a_new_low_or_a_new_low_since_th
     market: WalkMarket = long_market(seed)
     paths = market.paths()
     records = load_records(paths, threads=2)
+    entries = records.entries(paths)
     for row, (alert, _) in enumerate(market.calls):
         path = paths.path(alert.alert_id)
-        assert records.candles[row] == len(path)
+        assert entries.candles[row] == len(path)
         if len(path):
             # As text, for an entry's open may be NaN.
             assert str(found_records(records, row)) == str(expected_records(path))
-            assert (records.first_ts[row], records.last_ts[row]) == (path.ts[0], path.ts[-1])
-            assert records.last_close[row] == path.close[-1]
-            legs = range(records.high_first[row], records.high_last[row])
-            for block, first in enumerate(legs[::BLOCK], int(records.block_first[row])):
-                lows = records.leg_low[first : min(first + BLOCK, legs.stop)]
-                assert records.block_low[block] == min(lows[~np.isnan(lows)], default=math.inf)
+            assert (entries.first_ts[row], entries.last_ts[row]) == (path.ts[0], path.ts[-1])
+            assert records.levels.last_close[row] == path.close[-1]
+            legs = range(records.levels.high_first[row], records.levels.high_last[row])
+            for block, first in enumerate(legs[::BLOCK], int(records.legs.block_first[row])):
+                lows = records.legs.leg_low[first : min(first + BLOCK, legs.stop)]
+                assert records.legs.block_low[block] == min(lows[~np.isnan(lows)], default=math.inf)
         else:
-            assert records.high_first[row] == records.high_last[row]
-            assert (records.first_ts[row], records.last_ts[row]) == (-1, -1)
+            assert records.levels.high_first[row] == records.levels.high_last[row]
+            assert (entries.first_ts[row], entries.last_ts[row]) == (-1, -1)
 
 
 def test_records_say_which_alerts_are_traded_as_paths_do() -> None:

@@ -19,7 +19,7 @@ from lake_pipeline.errors import BucketsFailed
 from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
 from lake_pipeline.io import layout
 from lake_pipeline.run import load_run
-from lake_pipeline.seal import cover_run, seal_run
+from lake_pipeline.seal import SealResult, cover_run, seal_run
 
 __all__ = ["GROUP", "build_lake_assets"]
 
@@ -152,10 +152,7 @@ def build_lake_assets(
             run = lake_run.find(lake, candle_source)
             previous = load_run(lake.store(), lake_run.previous) if lake_run.previous else None
             result = seal_run(run, threads=candle_source.thread_count, previous=previous, details=_details(context))
-        context.log.info(
-            f"run {run.run_id} {'is sealed' if result.created else 'was sealed before and verifies'}: "
-            f"content {result.manifest.content_sha256}"
-        )
+        context.log.info(_summary(result))
         return dg.MaterializeResult(metadata=metadata.seal_metadata(result, f"{run.store.uri}/{layout.MANIFEST}"))
 
     return [alerts, candles, coverage, manifest]
@@ -164,6 +161,21 @@ def build_lake_assets(
 def _details(context: dg.AssetExecutionContext, **more: str) -> dict[str, str]:
     """What provenance.json says of the Dagster run."""
     return {"dagster_run_id": context.run.run_id, **more}
+
+
+def _summary(result: SealResult) -> str:
+    """The sealed run in three lines, for whoever reads the log of a job and nothing else."""
+    manifest = result.manifest
+    counts, ledger = manifest.coverage, manifest.ledger
+    return (
+        f"run {manifest.run_id} {'is sealed' if result.created else 'was sealed before and verifies'}, "
+        f"content {manifest.content_sha256}\n"
+        f"  alerts: {counts.kept_events:,} kept, {counts.dropped_events:,} dropped; {counts.complete:,} complete, "
+        f"{counts.partial:,} partial, {counts.insufficient:,} insufficient\n"
+        f"  candles: {ledger.written:,} written of {ledger.source_rows:,} rows, {ledger.duplicates:,} duplicates, "
+        f"{ledger.rejected:,} rejected, {ledger.outside_kept_windows:,} outside kept windows; {manifest.total_files:,} "
+        f"files, {manifest.total_bytes:,} bytes"
+    )
 
 
 class _Progress:
