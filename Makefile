@@ -36,9 +36,10 @@ ui: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Dagster's UI on localhost
 
 SCALE ?= small
 ROUNDS ?= 3
-bench: $(VENV)/installed  ## Export and backtest against what one would type instead; SCALE=full is 60 M candles
+bench: $(VENV)/installed  ## Export, backtest and optimizer against what one would type instead; SCALE=full is 60 M candles
 	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
 	$(BIN)/python benchmarks/backtest.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
+	$(BIN)/python benchmarks/optimizer.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
 
 docs: $(VENV)/installed  ## The documentation as a site, in site/; a link that leads nowhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
