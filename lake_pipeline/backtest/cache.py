@@ -25,6 +25,7 @@ from lake_pipeline.run import load_run
 __all__ = ["CACHE_RECORD", "Cache", "cache_folder", "describe", "explain", "list_caches", "remove_cache"]
 
 CACHE_RECORD: Final = "cache.json"
+_NAMED: Final = 3
 
 
 def cache_folder(run_id: str, kind: str, identity: Mapping[str, Any]) -> str:
@@ -90,7 +91,8 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
         name for name in modules[0].keys() | modules[1].keys() if modules[0].get(name) != modules[1].get(name)
     )
     if changed:
-        yield f"code of {', '.join(changed)}"
+        more = f" and {len(changed) - _NAMED} more modules" if len(changed) > _NAMED else ""
+        yield f"code of {', '.join(changed[:_NAMED])}{more}"
     yield from _changed("", *(each["code"].get("libraries", {}) for each in (before, after)))
 
 

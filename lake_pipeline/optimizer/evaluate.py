@@ -276,7 +276,7 @@ def _delayed(paths: Paths, candles: int) -> Paths:
         locate(block.ts, block.starts, block.stops, wanted, np.full_like(wanted, _FOREVER), starts, starts.copy())
         return replace(block, starts=starts)
 
-    return replace(paths, entry_ts=entry_ts, load=load)
+    return replace(paths, entry_ts=entry_ts, load=load, cache=None)
 
 
 def _segments(groups: BoolArray) -> tuple[list[Int64Array], BoolArray]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
-from lake_pipeline.defs.build import BACKTEST_JOB, EXPORT_JOB, build_definitions
+from lake_pipeline.defs.build import BACKTEST_JOB, EXPORT_JOB, OPTIMIZE_JOB, build_definitions
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import load_run
@@ -18,6 +19,7 @@ from lake_pipeline_tests.candles_for_tests import create_table, sha1_bucket, sma
 
 LAKE = ["alerts", "candles", "coverage", "manifest"]
 BACKTEST = ["baseline", "caller_stats", "price_action", "trades"]
+OPTIMIZE = ["optimization"]
 WHOLE_RANGE = {"dagster/asset_partition_range_start": "00", "dagster/asset_partition_range_end": "ff"}
 
 Config = dict[str, Any]
@@ -209,14 +211,33 @@ def test_permanent_errors_are_not_retried_and_show_their_message_alone(run, conf
     assert shown.metadata["error"].value == "InputError"
 
 
-def test_a_misspelt_or_missing_run_setting_fails_before_anything_runs(job, config):
-    run_config = config["resources"]["lake_run"]["config"]
-    run_config["intervall"] = "1m"
+def test_a_misspelt_run_setting_fails_before_anything_runs(job, config):
+    config["resources"]["lake_run"]["config"]["intervall"] = "1m"
     with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "intervall"'):
         job.execute_in_process(run_config=config, tags=WHOLE_RANGE)
-    del run_config["intervall"], run_config["window"]
-    with pytest.raises(dg.DagsterInvalidConfigError, match='Missing required config entry "window"'):
-        job.execute_in_process(run_config=config, tags=WHOLE_RANGE)
+
+
+def test_a_missing_run_setting_fails_with_a_config_to_paste_that_keeps_what_was_given(run, config):
+    given = config["resources"]["lake_run"]["config"]
+    del given["interval"]
+    message = failure(run(), "alerts").description
+    text, _, block = message.partition("\n\n")
+    assert "interval of lake_run is missing" in text
+    pasted = yaml.safe_load(block)["resources"]["lake_run"]["config"]
+    assert pasted == {**given, "interval": "1m"}
+    config["resources"]["lake_run"]["config"] = pasted
+    assert run(["alerts"]).success
+
+
+def test_a_run_id_alone_is_enough_after_alerts_and_other_settings_must_be_the_runs(run, config):
+    config["resources"]["lake_run"]["config"] |= {"from_day": "2025-05-01", "compression": "snappy"}
+    assert run(["alerts", "candles"]).success
+    run_id = config["resources"]["lake_run"]["config"]["run_id"]
+    config["resources"]["lake_run"]["config"] = {"run_id": run_id, "compression": "none"}
+    assert "compression: 'snappy' != 'none'" in failure(run(["coverage"]), "coverage").description
+    config["resources"]["lake_run"]["config"] = {"run_id": run_id}
+    assert run(["coverage", "manifest"]).success
+    assert "alerts, interval, window of lake_run are missing" in failure(run(["alerts"]), "alerts").description
 
 
 def test_a_password_in_run_config_is_refused_because_dagster_stores_it(run, config):
@@ -226,18 +247,19 @@ def test_a_password_in_run_config_is_refused_because_dagster_stores_it(run, conf
     assert "secret" not in message
 
 
-def test_definitions_have_two_groups_256_partitions_and_one_run_backfills():
+def test_definitions_have_three_groups_256_partitions_and_one_run_backfills():
     definitions = build_definitions()
     graph = definitions.resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*LAKE, *BACKTEST}
-    for name in (*LAKE, *BACKTEST):
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*LAKE, *BACKTEST, *OPTIMIZE}
+    groups = {"lake": LAKE, "backtest": BACKTEST, "optimize": OPTIMIZE}
+    for name, group in [(name, group) for group, names in groups.items() for name in names]:
         node = graph.get(dg.AssetKey(name))
-        assert node.group_name == ("lake" if name in LAKE else "backtest")
+        assert node.group_name == group
         assert node.backfill_policy == dg.BackfillPolicy.single_run()
         assert node.description
     candles = graph.get(dg.AssetKey("candles"))
     assert candles.partitions_def.get_partition_keys() == [f"{number:02x}" for number in range(256)]
-    for name, group in ((EXPORT_JOB, LAKE), (BACKTEST_JOB, BACKTEST)):
+    for name, group in ((EXPORT_JOB, LAKE), (BACKTEST_JOB, BACKTEST), (OPTIMIZE_JOB, OPTIMIZE)):
         job = definitions.resolve_job_def(name)
         assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == set(group)
 
