@@ -3,10 +3,10 @@
     python benchmarks/optimizer.py --scale small --rounds 3 FOLDER
 
 The run is that of `backtest.py`. Contestants run in turns in this process, `rounds` times, after one round that is not
-counted (imports, compilation, file cache); the table shows medians. Everything has two threads. The scan is linear in
-trials, so it walks a few of the same ones. "Near" levels are passed early on these random walks, which is what favours
-the scan; "far" ones are the defaults of a search, seldom reached here. "Trades" is every trade's result, "summary" the
-figures of two groups of alerts.
+counted (imports, compilation, file cache); the table shows medians. Everything has two threads. The scan has all paths
+in two blocks in memory; it is linear in trials, so it walks a few of the same ones. "Near" levels are passed within
+some hundred candles on these random walks, which favours the scan; "far" ones are the defaults of a search, seldom
+reached here. "Trades" is every trade's result, "summary" the figures of two groups of alerts.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ import numpy as np
 from backtest import CONFIG, RUN_ID, THREADS, prepare
 from generate import SCALES
 
-from lake_pipeline.backtest import StrategyConfig, open_paths
+from lake_pipeline.backtest import PathBlock, Paths, StrategyConfig, open_paths
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.optimizer.evaluate import SCAN_BELOW, Evaluator, open_evaluator
 from lake_pipeline.run import load_run
 
 NEVER_SCAN, ALWAYS_SCAN = 0, 10**9
 SCANNED = 10
+NEAR, FAR = ((1.02, 1.12), (0.92, 0.99)), ((1.5, 3.5), (0.3, 0.6))
 
 
 def random_trials(count: int, *, near: bool, seed: int = 0, step: bool = True, **exits: Any) -> list[StrategyConfig]:
-    """Random (tp, sl), on steps of .01 unless without `step`; `exits` are made for each trial by a generator."""
+    """Random (tp, sl) on steps of .01, near ones of .001, or without `step`; `exits` are made for each trial."""
     rng = np.random.default_rng(seed)
-    bounds = ((1.05, 1.45), (0.8, 0.97)) if near else ((1.5, 3.5), (0.3, 0.6))
+    bounds = NEAR if near else FAR
     tp, sl = (rng.uniform(low, high, count) for low, high in bounds)
     if step:
-        tp, sl = np.round(tp, 2), np.round(sl, 2)
+        tp, sl = np.round(tp, 3 if near else 2), np.round(sl, 3 if near else 2)
     return [
         StrategyConfig(tp=each_tp, sl=each_sl, **{name: make(rng) for name, make in exits.items()})
         for each_tp, each_sl in zip(tp.tolist(), sl.tolist(), strict=True)
@@ -48,19 +49,18 @@ def random_trials(count: int, *, near: bool, seed: int = 0, step: bool = True, *
 
 
 def grid(near: bool) -> list[StrategyConfig]:
-    tp, sl = (np.linspace(1.05, 1.54, 50), np.linspace(0.78, 0.97, 20)) if near else (
-        np.linspace(1.5, 3.46, 50), np.linspace(0.3, 0.585, 20)
-    )  # fmt: skip
-    return [StrategyConfig(tp=a, sl=b) for a, b in itertools.product(tp.tolist(), sl.tolist())]
+    (tp_low, tp_high), (sl_low, sl_high) = NEAR if near else FAR
+    levels = np.linspace(tp_low, tp_high, 50).tolist(), np.linspace(sl_low, sl_high, 20).tolist()
+    return [StrategyConfig(tp=tp, sl=sl) for tp, sl in itertools.product(*levels)]
 
 
 def between(low: float, high: float) -> Callable[[Any], float]:
     return lambda rng: float(rng.uniform(low, high))
 
 
-TRAIL = {"trail_distance": between(0.03, 0.2), "trail_activation": between(0, 0.3)}
-BREAKEVEN = {"breakeven_trigger": between(0.03, 0.3), "breakeven_offset": between(-0.06, 0.02)}
-TIERS = {"tiers": lambda rng: ((1.1, float(rng.uniform(0.9, 1.05))), (1.25, float(rng.uniform(1.06, 1.2))))}
+TRAIL = {"trail_distance": between(0.01, 0.07), "trail_activation": between(0, 0.1)}
+BREAKEVEN = {"breakeven_trigger": between(0.01, 0.1), "breakeven_offset": between(-0.05, 0.005)}
+TIERS = {"tiers": lambda rng: ((1.03, float(rng.uniform(0.97, 1.02))), (1.06, float(rng.uniform(1.02, 1.05))))}
 TIME = {"time_stop_hours": lambda rng: float(rng.integers(1, 97) / 2)}
 FAMILIES: dict[str, dict[str, Any]] = {
     "trail": TRAIL,
@@ -94,6 +94,20 @@ class Bench:
     def each(self, name: str) -> float:
         """Seconds a pair."""
         return self.seconds[name] / self.pairs[name]
+
+
+def joined(paths: Paths, count: int) -> Paths:
+    """The same paths in so many blocks in memory, so that a scan is the compiled loop and next to nothing else."""
+    blocks = {}
+    for number in range(count):
+        parts = [paths.load(bucket) for bucket in paths.buckets[number::count]]
+        before = np.cumsum([0, *(len(part.ts) for part in parts[:-1])]).tolist()
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        for name in ("starts", "stops"):
+            shifted = [getattr(part, name) + first for part, first in zip(parts, before, strict=True)]
+            columns[name] = np.concatenate(shifted)
+        blocks[str(number)] = PathBlock(**columns)
+    return dataclasses.replace(paths, buckets=tuple(blocks), load=blocks.__getitem__, bucket_of=(), cache=None)
 
 
 def check(scan: Evaluator, records: Evaluator, trials: Sequence[StrategyConfig], groups: Any) -> None:
@@ -135,14 +149,13 @@ def main() -> None:
     })  # fmt: skip
     records = opened()
     records.status  # noqa: B018  # loads the records
-    paths = open_paths(run, horizon_ms=CONFIG.horizon_ms, lake=lake)
-    paths.map(len, THREADS)
-    scan = Evaluator(dataclasses.replace(paths, cache=None), CONFIG, threads=THREADS, scan_below=ALWAYS_SCAN)
+    paths = joined(open_paths(run, horizon_ms=CONFIG.horizon_ms, lake=lake), THREADS)
+    scan = Evaluator(paths, CONFIG, threads=THREADS, scan_below=ALWAYS_SCAN)
 
     def built() -> Evaluator:
-        return Evaluator(dataclasses.replace(paths, cache=None), CONFIG, threads=THREADS, scan_below=NEVER_SCAN)
+        return Evaluator(paths, CONFIG, threads=THREADS, scan_below=NEVER_SCAN)
 
-    for few in (1, 5, 10, SCAN_BELOW, 40):
+    for few in (1, 3, SCAN_BELOW, 20, 40):
         trials = random_trials(few, near=True)
         bench.run({
             f"scan of {few}": (lambda trials=trials: scan.totals(trials, groups), few * alerts),

@@ -93,9 +93,13 @@ def open_evaluator(
     return Evaluator(paths, config, threads=threads, scan_below=SCAN_BELOW if lake else 0)
 
 
-# Finding records costs what walking the paths some 4 times costs where trades last, and 40 times where they end in a few
-# candles (benchmarks/optimizer.py). So few that neither choice is ever much of a loss.
+# Finding records costs what walking the paths some 4 times costs where trades last, and 40 times where they end in a
+# few candles (benchmarks/optimizer.py). So few that neither choice is ever much of a loss.
 SCAN_BELOW: Final = 10
+
+# So many tiles' figures of a batch (a megabyte each at most) are held before they are added up.
+_WAVE: Final = 64
+_Figures = tuple[Int64Array, Int64Array, Float64Array]
 
 
 class Evaluator:
@@ -158,8 +162,8 @@ class Evaluator:
             return found
         tradable = self.status == 0
         tiles = _tiles(np.arange(len(tradable)))
-        for batch in self._batches(strategies):
-            table = self._table(records, batch, tradable)
+        for batch in plan(strategies):
+            table = ColumnTable(self._paths, records, batch, tradable, self._threads)
 
             def trade(rows: Int64Array, batch: Batch = batch, table: ColumnTable = table) -> None:
                 columns = table.of(rows)
@@ -176,42 +180,54 @@ class Evaluator:
 
         `groups` has shape (groups, alerts) and is true where an alert is in a group; groups may overlap.
         """
-        tradable = self.status == 0
-        segments, member = _segments(groups & tradable)
-        counts = np.zeros((len(strategies), len(segments), len(COUNTS)), np.int64)
-        sums = np.zeros((len(strategies), len(segments), len(SUMS)))
+        segments, member = _segments(groups & (self.status == 0))
+        counts = np.empty((len(COUNTS), len(strategies), len(groups)), np.int64)
+        sums = np.empty((len(SUMS), len(strategies), len(groups)))
         records = self._records(len(strategies))
-        if records is None:
-            found = _empty(1, len(self.entry_ts))
-            for trial, strategy in enumerate(strategies):
-                self._scan(0, strategy, found)
-                for segment, rows in enumerate(segments):
-                    add_up(
-                        found.ret[0], found.ret_worst[0], found.ret_best[0], found.ambiguous[0], rows,
-                        counts[trial, segment], sums[trial, segment],
-                    )  # fmt: skip
-        else:
-            tiles = [(segment, rows) for segment, every in enumerate(segments) for rows in _tiles(every)]
-            for batch in self._batches(strategies):
-                table = self._table(records, batch, tradable)
+        found = self._walked(strategies, segments) if records is None else self._paired(records, strategies, segments)
+        for trials, segment_counts, segment_sums in found:
+            counts[:, trials] = _by_group(segment_counts, member)
+            sums[:, trials] = _by_group(segment_sums, member)
+        return Totals(*counts, *sums)
 
-                def count(
-                    tile: tuple[int, Int64Array], batch: Batch = batch, table: ColumnTable = table
-                ) -> tuple[Int64Array, Float64Array]:
-                    tile_counts = np.zeros((len(batch.trials), len(COUNTS)), np.int64)
-                    tile_sums = np.zeros((len(batch.trials), len(SUMS)))
-                    columns = table.of(tile[1])
-                    count_tile(
-                        *columns, batch.stop_of, batch.target_of, batch.target_first, len(tile[1]),
-                        tile_counts, tile_sums,
-                    )  # fmt: skip
-                    return tile_counts, tile_sums
+    def _walked(self, strategies: Sequence[StrategyConfig], segments: Sequence[Int64Array]) -> Iterator[_Figures]:
+        """COUNTS and SUMS of segments, (trials, segments, figures), of trials that are walked candle by candle."""
+        found = _empty(1, len(self.entry_ts))
+        for trial, strategy in enumerate(strategies):
+            self._scan(0, strategy, found)
+            counts, sums = _no_figures(1, len(segments))
+            for segment, rows in enumerate(segments):
+                add_up(
+                    found.ret[0], found.ret_worst[0], found.ret_best[0], found.ambiguous[0], rows,
+                    counts[0, segment], sums[0, segment],
+                )  # fmt: skip
+            yield np.array([trial]), counts, sums
 
-                figures = each(count, tiles, self._threads)
-                for (segment, _), (tile_counts, tile_sums) in zip(tiles, figures, strict=True):
-                    counts[batch.trials, segment] += tile_counts
-                    sums[batch.trials, segment] += tile_sums
-        return Totals(*_by_group(counts, member), *_by_group(sums, member))
+    def _paired(
+        self, records: Records, strategies: Sequence[StrategyConfig], segments: Sequence[Int64Array]
+    ) -> Iterator[_Figures]:
+        """The same by pairing columns of records."""
+        tiles = [(segment, rows) for segment, every in enumerate(segments) for rows in _tiles(every)]
+        for batch in plan(strategies):
+            table = ColumnTable(self._paths, records, batch, self.status == 0, self._threads)
+
+            def count(
+                tile: tuple[int, Int64Array], batch: Batch = batch, table: ColumnTable = table
+            ) -> tuple[int, Int64Array, Float64Array]:
+                segment, rows = tile
+                counts, sums = _no_figures(len(batch.trials), 1)
+                columns = table.of(rows)
+                count_tile(
+                    *columns, batch.stop_of, batch.target_of, batch.target_first, len(rows), counts[:, 0], sums[:, 0]
+                )
+                return segment, counts[:, 0], sums[:, 0]
+
+            counts, sums = _no_figures(len(batch.trials), len(segments))
+            for first in range(0, len(tiles), _WAVE):
+                for segment, tile_counts, tile_sums in each(count, tiles[first : first + _WAVE], self._threads):
+                    counts[:, segment] += tile_counts
+                    sums[:, segment] += tile_sums
+            yield batch.trials, counts, sums
 
     def _records(self, trials: int) -> Records | None:
         """The records, if they are to be used for so many more trials."""
@@ -219,12 +235,6 @@ class Evaluator:
         if self._found is None and (self._trials >= self._scan_below or records_cached(self._paths)):
             self._found = load_records(self._paths, threads=self._threads)
         return self._found
-
-    def _batches(self, strategies: Sequence[StrategyConfig]) -> Iterator[Batch]:
-        return plan(strategies)
-
-    def _table(self, records: Records, batch: Batch, tradable: BoolArray) -> ColumnTable:
-        return ColumnTable(self._paths, records, batch, tradable, self._threads)
 
     def _scan(self, trial: int, strategy: StrategyConfig, found: Outcomes) -> None:
         """Fill one trial's row candle by candle."""
@@ -246,6 +256,10 @@ def _empty(trials: int, alerts: int) -> Outcomes:
     return Outcomes(
         ret, ret_worst, ret_best, np.empty((trials, alerts), np.bool_), np.empty((trials, alerts), np.int64)
     )
+
+
+def _no_figures(trials: int, segments: int) -> tuple[Int64Array, Float64Array]:
+    return np.zeros((trials, segments, len(COUNTS)), np.int64), np.zeros((trials, segments, len(SUMS)))
 
 
 def _tiles(rows: Int64Array) -> list[Int64Array]:
@@ -280,10 +294,10 @@ def _segments(groups: BoolArray) -> tuple[list[Int64Array], BoolArray]:
     return segments, groups[:, rows[first[order]]]
 
 
-def _by_group(figures: npt.NDArray[Any], member: BoolArray) -> Iterator[npt.NDArray[Any]]:
-    """Each figure, (trials, groups), of figures by segment (trials, segments, figures), added in their order."""
+def _by_group(figures: npt.NDArray[Any], member: BoolArray) -> npt.NDArray[Any]:
+    """Figures by group, (figures, trials, groups), of those by segment, added in the segments' order."""
     totals = np.zeros((figures.shape[2], figures.shape[0], len(member)), figures.dtype)
     for segment in range(figures.shape[1]):
         for group in np.flatnonzero(member[:, segment]).tolist():
             totals[:, :, group] += figures[:, segment].T
-    yield from totals
+    return totals

@@ -18,6 +18,7 @@ from lake_pipeline.backtest.paths import Paths
 from lake_pipeline.backtest.trades import trade_paths
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.optimizer.evaluate import Evaluator, Outcomes, Totals, open_evaluator
+from lake_pipeline.optimizer.passage import BLOCK
 from lake_pipeline.run import load_run
 from lake_pipeline_tests.backtest.markets import (
     FAMILIES,
@@ -235,7 +236,7 @@ def test_hostile_paths_are_as_candle_by_candle() -> None:
     )
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-306, 3e-324])
+@pytest.mark.parametrize("scale", [1.0, 1e-307, 1e-321])
 def test_a_low_exactly_on_a_trailing_stop_hits_it_however_the_two_are_rounded(scale: float) -> None:
     rng = np.random.default_rng(11)
     exits = 0
@@ -243,16 +244,16 @@ def test_a_low_exactly_on_a_trailing_stop_hits_it_however_the_two_are_rounded(sc
         paths = []
         for peak in (rng.uniform(1, 20, 50) * scale).tolist():
             stop = peak * (1 - distance)
-            # On the stop, and one step above.
+            # A climb, so that the last leg is in the second block; then a low on the stop, and one a step above it.
+            climb = [bar(minute, *[peak * (0.8 + minute / 40)] * 4) for minute in range(BLOCK)]
             for low in (stop, float(np.nextafter(stop, 1.0))):
-                paths.append(
-                    [bar(0, peak, peak, peak, peak), bar(1, low, low, low, low), bar(2, low, max(peak, low), low, low)]
-                )
+                after = [(BLOCK, peak), (BLOCK + 1, low), (BLOCK + 2, peak)]
+                paths.append([*climb, *(bar(minute, *[price] * 4) for minute, price in after)])
         strategies = [StrategyConfig(tp=None, sl=None, trail_distance=distance)]
         market = paths_of(paths)
         found = Evaluator(market, BaselineConfig(), scan_below=0).outcomes(strategies)
         same_outcomes(found, expected(market, strategies, BaselineConfig()))
-        exits += int((found.exit_ts[0] == market.entry_ts + 60_000).sum())
+        exits += int((found.exit_ts[0] == market.entry_ts + (BLOCK + 1) * 60_000).sum())
     assert exits >= 40 * 50
 
 
