@@ -6,16 +6,21 @@ BIN := $(VENV)/bin
 DAGSTER_HOME := $(CURDIR)/.dagster
 DATA_ROOT ?= data
 
-.PHONY: demo test faults check ui bench format clean help
+.PHONY: demo test test-scale faults check ui bench docs format clean help
 
 help:  ## Show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Synthetic candles into an embedded ClickHouse, exported and sealed
 	DAGSTER_HOME=$(DAGSTER_HOME) $(BIN)/lake demo --data-root $(DATA_ROOT)
 
 test: $(VENV)/installed  ## All tests
 	$(BIN)/python -m pytest -n auto -q
+
+test-scale: $(VENV)/installed  ## Real daemons, Postgres (Debian's package), runs at the same time, and the files in deploy/
+	command -v initdb || ls /usr/lib/postgresql/*/bin/initdb || apt-get install --yes postgresql
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,postgres,kubernetes]'
+	$(BIN)/python -m pytest -q lake_pipeline_tests/deployment
 
 faults: $(VENV)/installed  ## Kill, fail and tamper at every step of an export; ends with one line of counts
 	$(BIN)/python -m lake_pipeline_tests.faults
@@ -35,6 +40,10 @@ bench: $(VENV)/installed  ## Export, backtest and optimizer against what one wou
 	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
 	$(BIN)/python benchmarks/backtest.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
 	$(BIN)/python benchmarks/optimizer.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
+
+docs: $(VENV)/installed  ## The documentation as a site, in site/; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'open site/index.html'
 
 format: $(VENV)/installed  ## Apply the formatter
 	$(BIN)/ruff check --fix .

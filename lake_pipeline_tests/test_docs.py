@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from lake_pipeline.cli import lake
+
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+_FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`((?:lake|make) [^`]+)`")
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
@@ -70,6 +74,34 @@ def test_every_command_and_example_of_the_page_works(scratch, page):
             example = scratch / "example.py"
             example.write_text(code, encoding="utf-8")
             run(scratch, f"{sys.executable} example.py")
+
+
+def mentioned(page: Path, program: str) -> list[list[str]]:
+    """Every line of this program on a page, in words: run above, shown only, or inside a sentence."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for _, code in _FENCE.findall(text) for line in code.replace("\\\n", " ").splitlines()]
+    lines += [each.replace("\n", " ") for each in _INLINE.findall(text)]
+    calls = re.compile(rf"(?:^|[|;(]) *(?:\.venv/bin/)?({program} [a-z][^|;)]*)")
+    return [call.split() for line in lines for call in calls.findall(line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_only_shown_exists_with_its_options(page):
+    for program, command, *words in mentioned(page, "lake"):
+        assert command in lake.commands, f"{program} {command}"
+        options = {option for each in lake.commands[command].params for option in (*each.opts, *each.secondary_opts)}
+        given = {word.partition("=")[0].rstrip(".,") for word in words if re.match(r"--?[a-z]", word)}
+        assert given <= options | {"--help", "-h"}, f"{program} {command}: {given - options}"
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for _, *words in mentioned(page, "make"):
+        assert {word for word in words if re.fullmatch(r"[a-z-]+", word)} <= targets, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_in_blocks_that_are_run(page):
+    languages = {language for language, _ in _FENCE.findall(page.read_text(encoding="utf-8"))}
+    # A block of another language would be run by nobody; what cannot be run is `text`.
+    assert languages <= {"bash", "python", "text", "json", "yaml", "sql", "mermaid"}
 
 
 def test_the_readme_shows_what_the_demo_prints(scratch):

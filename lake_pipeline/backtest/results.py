@@ -66,6 +66,7 @@ __all__ = [
     "per_trade_result",
     "result_keys",
     "run_identity",
+    "stored_record",
     "strategy_result",
     "write_per_alert",
     "write_per_caller",
@@ -230,14 +231,23 @@ def find_result(lake: Store, prefix: str, run_id: str | None = None, *, threads:
             f"{f' ({keys}): give more digits' if found else ': `lake baseline` and `lake strategy` print keys'}"
         )
     ((key, (kind, folder)),) = found.items()
-    store = lake.sub(folder)
+    return _STORED[kind](*stored_record(lake.sub(folder), kind, key, threads=threads), created=False)
+
+
+def stored_record(store: Store, kind: str, key: str, *, threads: int = 2) -> tuple[ResultRecord, Store]:
+    """The record of the sealed result in this folder, whatever its kind, and the folder, checked as sealed.
+
+    Raises InputError where there is none, VerificationFailed for one that was edited.
+    """
+    if not store.exists(layout.RESULT_RECORD):
+        raise InputError(f"no sealed result in {store.uri}")
     identity = parse_record(ResultRecord, store.read(layout.RESULT_RECORD), layout.RESULT_RECORD).identity
     if sha256_hex(canonical_json(identity))[:12] != key:
         raise _edited(store, [f"{layout.RESULT_RECORD} is not the one of this result"])
     record = _find(store, kind, key, identity, threads)
     if record is None:
         raise InputError(f"the result in {store.uri} was removed meanwhile")
-    return _STORED[kind](record, store, created=False)
+    return record, store
 
 
 def result_keys(lake: Store, run_id: str, kind: str, content_sha256: str) -> list[str]:

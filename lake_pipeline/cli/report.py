@@ -25,6 +25,7 @@ __all__ = ["COMMANDS"]
 )
 @click.option("--baseline", metavar="KEY", help="The baseline to show, as `lake baseline` prints its key.")
 @click.option("--strategy", metavar="KEY", help="The strategy to show, as `lake strategy` prints its key.")
+@click.option("--optimizer", metavar="KEY", help="The search to show, as `lake optimizer` prints its key.")
 @click.option("--threads", type=int, metavar="N", help="Work at once. [default: cores, at most 8]")
 @data_root_option
 @format_option
@@ -33,17 +34,19 @@ def report(
     output: Path,
     baseline: str | None,
     strategy: str | None,
+    optimizer: str | None,
     threads: int | None,
     data_root: str | None,
     format_: str,
 ) -> None:
-    """Write one HTML page about a sealed run: coverage, ledger, baseline, callers, trades.
+    """Write one HTML page about a sealed run: coverage, ledger, baseline, callers, trades, optimizer.
 
     The page holds all it shows, pictures too: it can be mailed, and asks the network for nothing.
 
     Results are those kept beside the lake. Without a KEY it is the only baseline (and the only strategy) of the run;
-    where there are several or none, that of the default settings, which is computed and kept if it is not there. All
-    strategies of the run are listed. The same run and results give the same page, byte for byte.
+    where there are several or none, that of the default settings, which is computed and kept if it is not there. Of
+    searches it is the one with most trials. All strategies and searches of the run are listed. The same run and
+    results give the same page, byte for byte.
 
     \b
     Examples:
@@ -62,6 +65,7 @@ def report(
         load_run(lake, run_id),
         baseline=baseline,
         strategy=strategy,
+        search=optimizer,
         threads=parse_settings(SourceSettings, {"threads": threads}).thread_count,
     )
     page = render_report(content).encode()

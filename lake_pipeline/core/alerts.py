@@ -304,5 +304,7 @@ def _nothing_left(rows: int, usable: int, rejected: Sequence[Mapping[str, Any]],
             f"{spec.to_day or 'end'} (UTC days, both inclusive)"
         )
     reasons = Counter(str(row["reason"]) for row in rejected)
+    chains = {canonical_chain(row["chain"]) for row in rejected if str(row["reason"]).startswith("chain ")}
     top = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    return f"all {rows} alerts were rejected: {top}. Nothing is left to export"
+    hint = f" Set the run's chain to theirs, if that is meant: --chain {chains.pop()}" if len(chains) == 1 else ""
+    return f"all {rows} alerts were rejected: {top}. Nothing is left to export.{hint}"

@@ -10,6 +10,7 @@ import dagster as dg
 
 from lake_pipeline.defs.assets import backtest, lake, optimize
 from lake_pipeline.defs.console import console_logger
+from lake_pipeline.defs.jobs import BACKTEST_JOB, EXPORT_JOB, OPTIMIZE_JOB, build_jobs
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
@@ -23,10 +24,6 @@ from lake_pipeline.defs.sensors import build_sensors
 from lake_pipeline.export import BucketResult
 
 __all__ = ["BACKTEST_JOB", "EXPORT_JOB", "OPTIMIZE_JOB", "build_definitions"]
-
-EXPORT_JOB = "export_run"
-BACKTEST_JOB = "backtest_run"
-OPTIMIZE_JOB = "optimize_run"
 
 
 def build_definitions(
@@ -53,28 +50,9 @@ def build_definitions(
             *backtest.build_backtest_assets(),
             *optimize.build_optimize_assets(),
         ]
-    return dg.Definitions(
-        assets=assets,
-        jobs=[
-            dg.define_asset_job(
-                EXPORT_JOB,
-                selection=dg.AssetSelection.groups(lake.GROUP),
-                description="Export a run and seal it: alerts, all candle buckets, coverage, manifest.",
-            ),
-            dg.define_asset_job(
-                BACKTEST_JOB,
-                selection=dg.AssetSelection.groups(backtest.GROUP),
-                description="Backtest a sealed run: baseline, price action, caller table, trades.",
-            ),
-            dg.define_asset_job(
-                OPTIMIZE_JOB,
-                selection=dg.AssetSelection.groups(optimize.GROUP),
-                description="Search the exits of a sealed run on train alerts, and report the winner.",
-            ),
-        ],
-        schedules=build_schedules(EXPORT_JOB, nightly_cron),
-        sensors=build_sensors(EXPORT_JOB, BACKTEST_JOB, interval_s=sensor_interval_s),
-        resources={
+    parts: dict[str, Any] = {
+        "assets": assets,
+        "resources": {
             "lake": LakeResource.configure_at_launch(),
             "candle_source": CandleSourceResource.configure_at_launch(),
             "lake_run": LakeRunResource.configure_at_launch(),
@@ -83,7 +61,13 @@ def build_definitions(
             "optimizer_settings": OptimizerResource.configure_at_launch(),
             **(resources or {}),
         },
-        loggers={"console": console_logger},
+        "loggers": {"console": console_logger},
         # A process per step costs seconds of imports each; the work itself runs in threads.
-        executor=dg.in_process_executor,
+        "executor": dg.in_process_executor,
+    }
+    return dg.Definitions(
+        **parts,
+        jobs=build_jobs(parts),
+        schedules=build_schedules(EXPORT_JOB, nightly_cron),
+        sensors=build_sensors(EXPORT_JOB, BACKTEST_JOB, interval_s=sensor_interval_s),
     )

@@ -1,15 +1,17 @@
 """What a report is of: the run's sealed tables, and which of its stored results.
 
 **Which result.** The one that is named by its key; else the only one of its kind that is stored for this content;
-else, of several or none, the one of the default settings, which is computed and kept if it is not there. Nothing
-depends on when a result was made: a lake that was copied gives the same report.
+else, of several or none, the one of the default settings, which is computed and kept if it is not there. Searches are
+not computed here: of several it is the one with most trials, of equal ones the first key. Nothing depends on when a
+result was made: a lake that was copied gives the same report.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -20,9 +22,9 @@ from lake_pipeline.backtest import (
     baseline_result,
     strategy_result,
 )
-from lake_pipeline.backtest.results import StoredResult, find_result, result_keys
+from lake_pipeline.backtest.results import StoredResult, find_result, result_keys, stored_record
 from lake_pipeline.backtest.summary import summarise_baseline
-from lake_pipeline.core.manifest import FileEntry, Manifest
+from lake_pipeline.core.manifest import FileEntry, Manifest, ResultRecord, parse_record
 from lake_pipeline.core.schemas import COVERAGE_SCHEMA, REJECTED_ALERTS_SCHEMA, REJECTED_CANDLES_SCHEMA
 from lake_pipeline.errors import InputError, VerificationFailed
 from lake_pipeline.io import layout
@@ -31,14 +33,27 @@ from lake_pipeline.io.store import Store, hash_file
 from lake_pipeline.run import Run
 from lake_pipeline.verify import require_manifest
 
-__all__ = ["ReportContent", "gather_report"]
+__all__ = ["ReportContent", "Search", "gather_report"]
+
+
+@dataclass(frozen=True)
+class Search(Result):
+    """A stored search of the optimizer: the document of its winner, and its pictures (PNG) by name, if it has any."""
+
+    best: Mapping[str, Any]
+    pictures: Mapping[str, bytes]
+
+    @property
+    def trials(self) -> int:
+        """Trials evaluated, in all folds together."""
+        return sum(fold["trials"]["evaluated"] for fold in self.best["folds"])
 
 
 @dataclass(frozen=True)
 class ReportContent:
     """Everything a page shows. Tables are those of the format, empty where the run has no such file.
 
-    `strategies` are all strategies stored for this content by key, the one of `strategy` among them.
+    `strategies` and `searches` are all that are stored for this content by key, `strategy` and `search` among them.
     """
 
     manifest: Manifest
@@ -48,11 +63,13 @@ class ReportContent:
     baseline: BaselineResult
     strategy: StrategyResult
     strategies: Mapping[str, StrategyResult]
+    search: Search | None
+    searches: Mapping[str, Search]
 
     @property
     def results(self) -> Sequence[Result]:
         """The results the page shows in detail."""
-        return (self.baseline, self.strategy)
+        return (self.baseline, self.strategy, *([self.search] if self.search else []))
 
     def baseline_figures(self) -> dict[str, Any]:
         """`summary.summarise_baseline` of the baseline."""
@@ -65,9 +82,10 @@ def gather_report(
     *,
     baseline: str | None = None,
     strategy: str | None = None,
+    search: str | None = None,
     threads: int = 2,
 ) -> ReportContent:
-    """The content of a run's report; `baseline` and `strategy` are (the first digits of) keys.
+    """The content of a run's report; `baseline`, `strategy` and `search` are (the first digits of) keys.
 
     Raises RunNotSealed, VerificationFailed for files that are not what was sealed, and InputError for a key that
     names nothing, or nothing of this run's content.
@@ -83,6 +101,7 @@ def gather_report(
         key: find_result(lake, key, run.run_id, threads=threads)
         for key in result_keys(lake, run.run_id, "strategy", manifest.content_sha256)
     }
+    searches = _searches(lake, run, manifest, threads)
     return ReportContent(
         manifest=manifest,
         coverage=_sealed_table(run, manifest, layout.COVERAGE, COVERAGE_SCHEMA),
@@ -91,7 +110,41 @@ def gather_report(
         baseline=measured,
         strategy=traded,
         strategies={key: each for key, each in strategies.items() if isinstance(each, StrategyResult)},
+        search=_chosen(run, searches, search),
+        searches=searches,
     )
+
+
+_SEARCH: Final = "optimize"
+_PICTURES: Final = "pictures"
+
+
+def _searches(lake: Store, run: Run, manifest: Manifest, threads: int) -> dict[str, Search]:
+    found = {}
+    for key in result_keys(lake, run.run_id, _SEARCH, manifest.content_sha256):
+        store = lake.sub(layout.result_folder(run.run_id, _SEARCH, key))
+        record, _ = stored_record(store, _SEARCH, key, threads=threads)
+        pictures = {}
+        part = store.sub(_PICTURES)
+        if part.exists(layout.RESULT_RECORD):
+            sealed = parse_record(ResultRecord, part.read(layout.RESULT_RECORD), f"{part.uri}/{layout.RESULT_RECORD}")
+            files = stored_record(part, _PICTURES, sealed.key, threads=threads)[0].files
+            pictures = {file.path.removesuffix(".png"): part.read(file.path) for file in files}
+        best = json.loads(store.read("best.json"))
+        found[key] = Search(record, store, created=False, best=best, pictures=pictures)
+    return found
+
+
+def _chosen(run: Run, searches: Mapping[str, Search], key: str | None) -> Search | None:
+    if key is None:
+        return max(searches.values(), key=lambda search: search.trials, default=None)
+    named = [search for name, search in searches.items() if name.startswith(key)]
+    if len(named) != 1:
+        raise InputError(
+            f"{len(named) or 'no'} searches of run {run.run_id} have a key that begins with {key!r}; its searches: "
+            f"{', '.join(searches) or 'none, `lake optimizer` makes one'}"
+        )
+    return named[0]
 
 
 def _stored(lake: Store, run: Run, manifest: Manifest, kind: str, key: str | None, threads: int) -> StoredResult | None:

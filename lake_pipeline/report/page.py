@@ -7,6 +7,7 @@ forbids scripts and all requests, should either ever fail.
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import math
 import re
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from lake_pipeline.backtest import BaselineConfig, StrategyConfig, plots
+from lake_pipeline.backtest.config import canonical_values
 from lake_pipeline.backtest.summary import CASES, FIGURES
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.report.content import ReportContent
@@ -61,6 +63,7 @@ def render_report(content: ReportContent) -> str:
         baseline=_baseline(content),
         callers=_callers(content),
         trades=_trades(content),
+        optimizer=_optimizer(content),
     )
 
 
@@ -224,6 +227,64 @@ def _strategies(content: ReportContent) -> list[dict[str, Any]]:
 
 # The settings in the order they are documented in; a result that was just computed has them in no particular one.
 _ORDER: Final = [field.name for config in (BaselineConfig, StrategyConfig) for field in fields(config)]
+
+
+_PICTURE_WORDS: Final = {
+    "heatmap": "Objective by take-profit and stop-loss",
+    "trials": "Objective, trial by trial",
+    "equity": "Equity of the winner",
+    "folds": "Train and test, fold by fold",
+}
+
+
+def _optimizer(content: ReportContent) -> dict[str, Any]:
+    search = content.search
+    if search is None:
+        return {"search": None, "horizon_hours": _horizon_to_try(content)}
+    best = search.best
+    winner = best["winner"]
+    return {
+        "search": search,
+        "best": best,
+        "winner": winner,
+        "options": None if winner is None else _as_options(winner["strategy"]),
+        "figures": [] if winner is None else [name for name in _SEARCH_FIGURES if name in winner["train"]],
+        "pictures": [
+            (_PICTURE_WORDS.get(name, _words(name)), base64.b64encode(picture).decode())
+            for name, picture in search.pictures.items()
+        ],
+        "others": sorted(content.searches.values(), key=lambda each: (-each.trials, each.key)),
+        "all_trials": sum(each.trials for each in content.searches.values()),
+        "sign": _SIGN,
+    }
+
+
+# A deflated Sharpe ratio, which is a probability, above this is a sign that there is more than luck.
+_SIGN: Final = 0.95
+_SEARCH_FIGURES: Final = ("n", "win_rate", "mean_ret", "mean_ret_worst", "median_ret", "sharpe", "profit_factor",
+                          "mean_r", "ambiguous_share", "max_losing_streak", "final_equity", "max_drawdown")  # fmt: skip
+
+
+def _as_options(strategy: Mapping[str, Any]) -> str:
+    """A strategy as options of `lake strategy`: its levels, and what else is not the default."""
+    default = canonical_values(StrategyConfig())
+    names = ["tp", "sl", *(name for name in default if name not in ("tp", "sl") and strategy[name] != default[name])]
+    return " ".join(
+        f"--{name.replace('_', '-')} {'none' if strategy[name] is None else _option(strategy[name])}" for name in names
+    )
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(f"{reached:g}x:{stop:g}" for reached, stop in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _horizon_to_try(content: ReportContent) -> int | None:
+    """A horizon with which the run's alerts can be split, in hours; None where the default will do."""
+    times = content.coverage.column("anchor_ts_ms")
+    hours = (pc.max(times).as_py() - pc.min(times).as_py()) / 3_600_000
+    return None if hours > 6 * BaselineConfig().horizon_hours else max(math.floor(hours / 8), 1)
 
 
 def _parameters(identity: Mapping[str, Any], kind: str) -> dict[str, Any]:

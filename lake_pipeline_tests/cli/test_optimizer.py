@@ -57,13 +57,15 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("LAKE_", "CLICKHOUSE_"))}
 
 
-def lake_process(root: Path, *arguments: object, **more: object) -> subprocess.Popen[str]:
+def lake_process(root: Path, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [LAKE, *map(str, arguments), "--data-root", str(root)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # A shell's background job is born deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -214,8 +216,8 @@ def trials_of(root: Path) -> bytes:
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_real_ctrl_c_keeps_what_was_evaluated_and_resume_ends_with_the_same_bytes(root, tmp_path, sampler):
-    trials = {"random": 4000, "tpe": 150}[sampler]
-    arguments = (*SEARCH, "--sampler", sampler, "--trials", trials)
+    trials = {"random": 12_000, "tpe": 150}[sampler]
+    arguments = (*SEARCH, "--tp", "1.1:2:.001", "--sampler", sampler, "--trials", trials)
     whole = tmp_path / "whole"
     shutil.copytree(root, whole)
     process = lake_process(whole, *arguments, "-j", 2)

@@ -351,6 +351,8 @@ def test_every_row_is_an_alert_or_rejected_or_outside_the_range(
     [
         ({"mint": pa.array([], pa.string()), "ts": pa.array([], pa.int64())}, SPEC, "has no rows"),
         ({"mint": ["", ""], "ts": [NOON_MS] * 2}, SPEC, "all 2 alerts were rejected: 2 x mint is empty"),
+        ({"mint": ["m"], "ts": [NOON_MS], "chain": [" Base"]}, SPEC, "Nothing is left to export. .* --chain base$"),
+        ({"mint": ["m"] * 2, "ts": [NOON_MS] * 2, "chain": ["a", "b"]}, SPEC, "Nothing is left to export.$"),
         (
             {"mint": ["m"], "ts": [NOON_MS]},
             RunSpec("1m", "pre2_post3", from_day=dt.date(2025, 6, 1)),

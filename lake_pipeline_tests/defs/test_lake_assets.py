@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.defs.build import BACKTEST_JOB, EXPORT_JOB, OPTIMIZE_JOB, build_definitions
@@ -210,14 +211,33 @@ def test_permanent_errors_are_not_retried_and_show_their_message_alone(run, conf
     assert shown.metadata["error"].value == "InputError"
 
 
-def test_a_misspelt_or_missing_run_setting_fails_before_anything_runs(job, config):
-    run_config = config["resources"]["lake_run"]["config"]
-    run_config["intervall"] = "1m"
+def test_a_misspelt_run_setting_fails_before_anything_runs(job, config):
+    config["resources"]["lake_run"]["config"]["intervall"] = "1m"
     with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "intervall"'):
         job.execute_in_process(run_config=config, tags=WHOLE_RANGE)
-    del run_config["intervall"], run_config["window"]
-    with pytest.raises(dg.DagsterInvalidConfigError, match='Missing required config entry "window"'):
-        job.execute_in_process(run_config=config, tags=WHOLE_RANGE)
+
+
+def test_a_missing_run_setting_fails_with_a_config_to_paste_that_keeps_what_was_given(run, config):
+    given = config["resources"]["lake_run"]["config"]
+    del given["interval"]
+    message = failure(run(), "alerts").description
+    text, _, block = message.partition("\n\n")
+    assert "interval of lake_run is missing" in text
+    pasted = yaml.safe_load(block)["resources"]["lake_run"]["config"]
+    assert pasted == {**given, "interval": "1m"}
+    config["resources"]["lake_run"]["config"] = pasted
+    assert run(["alerts"]).success
+
+
+def test_a_run_id_alone_is_enough_after_alerts_and_other_settings_must_be_the_runs(run, config):
+    config["resources"]["lake_run"]["config"] |= {"from_day": "2025-05-01", "compression": "snappy"}
+    assert run(["alerts", "candles"]).success
+    run_id = config["resources"]["lake_run"]["config"]["run_id"]
+    config["resources"]["lake_run"]["config"] = {"run_id": run_id, "compression": "none"}
+    assert "compression: 'snappy' != 'none'" in failure(run(["coverage"]), "coverage").description
+    config["resources"]["lake_run"]["config"] = {"run_id": run_id}
+    assert run(["coverage", "manifest"]).success
+    assert "alerts, interval, window of lake_run are missing" in failure(run(["alerts"]), "alerts").description
 
 
 def test_a_password_in_run_config_is_refused_because_dagster_stores_it(run, config):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,11 +25,15 @@ from lake_pipeline.backtest import (
     baseline_result,
     strategy_result,
 )
+from lake_pipeline.backtest.config import canonical_values
+from lake_pipeline.backtest.plots import ath_histogram
 from lake_pipeline.cli import lake as command
 from lake_pipeline.cli import main
+from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.core.manifest import ResultRecord
 from lake_pipeline.errors import InputError, RunNotSealed, VerificationFailed
 from lake_pipeline.io.clickhouse import ClickHouseSource
-from lake_pipeline.io.store import LocalStore
+from lake_pipeline.io.store import LocalStore, Store, hash_file
 from lake_pipeline.report import gather_report, render_report
 from lake_pipeline.run import Run, load_run
 from lake_pipeline_tests.candles_for_tests import MARKET_SPEC, Alert, sealed_run, write_alerts
@@ -38,6 +44,7 @@ _VOID = {"meta", "br", "img", "link", "hr", "input"}
 _HARMLESS = {
     "html", "head", "meta", "title", "style", "body", "header", "nav", "section", "footer", "div", "span", "p", "a",
     "h1", "h2", "h3", "b", "i", "em", "bdi", "code", "pre", "dl", "dt", "dd", "details", "summary",
+    "ul", "li", "figure", "figcaption", "img",
     "table", "tr", "th", "td", "svg", "g", "path", "defs", "use", "rect", "text", "clippath",
 }  # fmt: skip
 
@@ -148,7 +155,7 @@ def test_the_page_loads_nothing_and_runs_nothing(copied_lake: LocalStore) -> Non
     for tag, attributes in page.tags:
         assert not {name for name in attributes if name.startswith("on")}, tag
         for name in ("src", "href", "xlink:href", "action", "srcset"):
-            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
     assert not re.search(r"url\((?!#)|@import|https?:", html)
     policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
@@ -282,6 +289,133 @@ def test_a_run_without_a_single_candle_has_a_page(
     assert ["insufficient", "", "1", "100.0 %"] in page.rows
     assert "No caller has 10 alerts with a path; 1 have fewer." in page.text
     assert "No trades." in page.text
+
+
+# --- searches --------------------------------------------------------------------------------------
+
+
+def figures(mean_ret: float) -> dict[str, Any]:
+    names = ("mean_r", "mean_ret_worst", "median_ret", "sharpe", "profit_factor", "win_rate", "final_equity")
+    return {"n": 16, "mean_ret": mean_ret, **dict.fromkeys(names, 0.5), "max_drawdown": -0.25, "ambiguous_share": 0.0}
+
+
+def winner(deflated_sharpe: float) -> dict[str, Any]:
+    strategy = canonical_values(StrategyConfig(tp=3.21, sl=0.56, trail_distance=0.2, tiers=((2.0, 1.2),)))
+    lanes = [{"lane": "fees +50 bps", "train_mean_ret": 0.11, "test_mean_ret": -0.07}]
+    return {
+        "strategy": strategy,
+        "train": figures(0.123),
+        "test": figures(-0.045),
+        "train_objective": 0.5,
+        "test_objective": -0.1,
+        "test_interval": [-0.2, 0.1],
+        "test_hold_mean_ret": 0.02,
+        "luck": {"trials": 200, "deflated_sharpe": deflated_sharpe, "null_deflated_sharpe": 0.001},
+        "plateau": {"neighbours": 24, "median": 0.4, "lowest": 0.1},
+        "lanes": [{"lanes": lanes}],
+        "latency": [{"candles": 0}, {"candles": 2, "train_mean_ret": 0.09, "test_mean_ret": -0.08}],
+    }
+
+
+def search_document(trials: int, found: dict[str, Any] | None) -> dict[str, Any]:
+    fold = {
+        "fold": 1,
+        "trials": {"evaluated": trials},
+        "train_alerts": 28,
+        "purged_alerts": 3,
+        "test_alerts": 15,
+        "test_from": "2025-05-02T07:03:00Z",
+        "winner": found,
+    }
+    together = {"n": 13, "mean_ret": -0.045, "hold_mean_ret": 0.02}
+    return {
+        "objective": "sharpe",
+        "horizon_hours": 6.0,
+        "gates": {"min_trades": 10, "max_drawdown": None},
+        "folds": [fold],
+        "winner": found,
+        "walk_forward": together,
+    }
+
+
+def seal_search(lake: LocalStore, document: dict[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """A search as the optimizer seals it; returns its key."""
+    content = plain_run(lake).manifest().content_sha256
+    key = _seal(
+        lake, "optimize", {"content_sha256": content, "best": document}, {"best.json": canonical_json(document)}
+    )
+    if pictures:
+        _seal(lake.sub(f"results/run_id=plain/optimize={key}"), "pictures", {"of": key}, pictures)
+    return key
+
+
+def _seal(lake: Store, kind: str, identity: dict[str, Any], files: Mapping[str, bytes]) -> str:
+    key = sha256_hex(canonical_json(identity))[:12]
+    store = lake.sub(kind if kind == "pictures" else f"results/run_id=plain/{kind}={key}")
+    for name, data in files.items():
+        store.create(name, data)
+    records = [hash_file(store, name) for name in sorted(files)]
+    store.create("result.json", ResultRecord(kind=kind, key=key, identity=identity, files=records).to_bytes())
+    return key
+
+
+def test_without_a_search_the_page_says_how_to_make_one(copied_lake: LocalStore) -> None:
+    assert "lake optimizer --run plain --trials 100 --horizon-hours 1" in page_of(copied_lake)
+
+
+def test_the_search_shows_train_beside_test_its_luck_and_its_pictures(copied_lake: LocalStore) -> None:
+    picture = ath_histogram([1.0, 2.0])
+    key = seal_search(copied_lake, search_document(200, winner(0.3336)), {"heatmap.png": picture})
+    page = Page(html := page_of(copied_lake))
+    assert ["mean ret", "12.3 %", "-4.5 %"] in page.rows
+    assert ["fees +50 bps", "11.0 %", "-7.0 %"] in page.rows
+    assert ["entry 2 candles later", "9.0 %", "-8.0 %"] in page.rows
+    assert "0.3336" in page.text
+    assert "below 0.95, no sign that there is more" in page.text
+    assert "losses are within it" in page.text
+    assert base64.b64encode(picture).decode() in html
+    assert f"--optimizer {key}" in page.text
+    (shown,) = re.findall(r"lake strategy --run plain (.*) --horizon-hours 6<", html)
+    result = CliRunner().invoke(
+        command,
+        ["strategy", "--run", "plain", *shown.split(), "--data-root", str(copied_lake.root), "--format", "json"],
+    )
+    assert result.exit_code == 0, result.output
+    key = json.loads(result.stdout)["key"]
+    assert key == strategy_result(copied_lake, plain_run(copied_lake), StrategyConfig(**given(shown))).key
+
+
+def given(options: str) -> dict[str, Any]:
+    assert options == "--tp 3.21 --sl 0.56 --trail-activation 0 --trail-distance 0.2 --tiers 2x:1.2"
+    return {"tp": 3.21, "sl": 0.56, "trail_distance": 0.2, "tiers": ((2.0, 1.2),)}
+
+
+def test_a_search_that_may_be_more_than_luck_says_so_and_one_without_winner_too(copied_lake: LocalStore) -> None:
+    sure = seal_search(copied_lake, search_document(200, winner(0.97)), {})
+    assert "above 0.95, a sign that there is more" in Page(page_of(copied_lake)).text
+    larger = seal_search(copied_lake, search_document(500, None), {})
+    text = Page(page_of(copied_lake)).text
+    assert "No trial passed the gates: min trades 10. There is no winner." in text
+    assert "All searches of this run: 2" in text
+    content = gather_report(copied_lake, plain_run(copied_lake))
+    assert content.search is not None
+    assert (content.search.key, content.search.trials) == (larger, 500)
+    text = Page(page_of(copied_lake, search=sure[:6])).text
+    assert "700 trials were made in all searches of this run" in text
+    with pytest.raises(InputError, match="no searches of run plain have a key that begins with 'ffffff'"):
+        gather_report(copied_lake, plain_run(copied_lake), search="ffffff")
+
+
+def test_a_search_that_was_edited_is_refused(copied_lake: LocalStore) -> None:
+    key = seal_search(copied_lake, search_document(200, winner(0.9)), {"trials.png": b"\x89PNG"})
+    folder = copied_lake.root / f"results/run_id=plain/optimize={key}"
+    (folder / "pictures/trials.png").write_bytes(b"other")
+    with pytest.raises(VerificationFailed, match=re.escape("trials.png has other content")):
+        page_of(copied_lake)
+    shutil.rmtree(folder / "pictures")
+    (folder / "best.json").write_text("{}")
+    with pytest.raises(VerificationFailed, match=re.escape("best.json has other content")):
+        page_of(copied_lake)
 
 
 # --- the command ---------------------------------------------------------------------------------

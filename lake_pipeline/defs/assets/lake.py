@@ -15,7 +15,8 @@ from lake_pipeline.defs import metadata
 from lake_pipeline.defs.failures import as_failure, interruptible, is_transient
 from lake_pipeline.defs.partitions import mint_buckets
 from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
-from lake_pipeline.errors import BucketsFailed
+from lake_pipeline.defs.run_config import WHOLE_RANGE
+from lake_pipeline.errors import BucketsFailed, ConfigError
 from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
 from lake_pipeline.io import layout
 from lake_pipeline.run import load_run
@@ -83,6 +84,12 @@ def build_lake_assets(
         others; they are shown as materialised, and the run fails with the list of the bad ones.
         """
         with as_failure():
+            if not (context.has_partition_key or context.has_partition_key_range):
+                tags = ", ".join(f"{name}={key}" for name, key in WHOLE_RANGE.items())
+                raise ConfigError(
+                    "this run names no buckets. Launch the job export_run, which does them all; or choose partitions "
+                    f"of `candles`; or add the two tags {tags}"
+                )
             run = lake_run.find(lake, candle_source)
             progress = _Progress(context, len(context.partition_keys), on_bucket)
             try:
