@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -109,6 +110,19 @@ def test_the_readme_shows_what_the_demo_prints(scratch):
     for line in shown[1].splitlines():
         if not line.startswith("state"):
             assert any(each.startswith(line.removesuffix("...")) for each in printed), line
+
+
+def test_the_optimizer_page_shows_what_its_first_command_prints(scratch):
+    page = (PROJECT / "docs/optimizer.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("lake optimizer --run demo"))
+    printed = run(scratch, f"rm -rf data/results/run_id=demo/ledger; {command}")
+    example = re.search(r"prints \(in part\):\n\n```text\n(.*?)```", page, re.DOTALL)
+    lines = [line for line in example[1].splitlines() if line]
+    assert len(lines) > 10
+    assert not [line for line in lines if line not in printed.splitlines()]
+    found = json.loads(run(scratch, f"{command} --format json"))["winner"]["luck"]
+    n = round(1 / found["variance"]) + 1
+    assert f"V = 1/{n - 1} and SR0 = {found['expected_maximum_sharpe']:.2f}" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

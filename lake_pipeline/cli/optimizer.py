@@ -115,12 +115,10 @@ def optimizer(export_trials_parquet: Path | None, resume: bool, no_cache: bool, 
                 on_batch=on_batch,
             )
         except KeyboardInterrupt:
+            kept = "what was evaluated is kept"
             if shown.last is not None:
-                click.echo(
-                    f"{shown.last.done:,} of {shown.last.total:,} trials are kept, {_best_so_far(shown.last)}; the "
-                    "same command with --resume goes on",
-                    err=True,
-                )
+                kept = f"{shown.last.done:,} of {shown.last.total:,} trials are kept, {_best_so_far(shown.last)}"
+            click.echo(f"{kept}; the same command with --resume goes on", err=True)
             raise
     say_state(result)
     pictures = pictures_result(asked.lake, asked.run, result, threads=asked.threads)

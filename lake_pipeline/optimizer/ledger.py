@@ -74,7 +74,7 @@ class Ledger:
         """The batches of a search that are there and as they were written."""
         found = {}
         for path in self._files(f"search={key}"):
-            table = self._read(path, schema.names)
+            table = self._read(path)
             match = _NAME.fullmatch(path.rpartition("/")[2])
             if table is not None and match and table.schema.equals(schema):
                 found[int(match[1])] = table
@@ -92,7 +92,7 @@ class Ledger:
             if file.path.startswith("search=") and _NAME.fullmatch(file.path.rpartition("/")[2])
         ]
 
-    def _read(self, path: str, columns: list[str]) -> pa.Table | None:
+    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table | None:
         data = self._store.read(path)
         match = _NAME.fullmatch(path.rpartition("/")[2])
         if not match or sha256_hex(data)[:12] != match[2]:

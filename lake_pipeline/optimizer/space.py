@@ -71,13 +71,14 @@ def _numbers(name: str, text: str) -> list[float]:
             "commas separate several"
         )
     if len(numbers) == 1:
-        return [float(numbers[0])]
+        return [float(numbers[0]) + 0.0]
     low, high, step = numbers
     if step <= 0 or high < low:
         raise ConfigError(f"{name} {text!r} is empty: lo:hi:step has lo <= hi and a step above 0")
     if (high - low) / step >= _MOST_VALUES:
         raise ConfigError(f"{name} {text!r} has more than {_MOST_VALUES:,} values: give a larger step")
-    return [float(low + number * step) for number in range(int((high - low) // step) + 1)]
+    # + 0.0 makes -0.0 plain, as StrategyConfig does.
+    return [float(low + number * step) + 0.0 for number in range(int((high - low) // step) + 1)]
 
 
 def format_tiers(tiers: Sequence[tuple[float, float]]) -> str | None:
@@ -124,7 +125,7 @@ class SearchSpace:
             for position in {*_extremes(dimension.values)}:
                 point = [_extremes(each.values)[0] for each in self.dimensions]
                 point[number] = position
-                self.strategy(point)
+                dataclasses.replace(self.strategy(point))  # as its constructor sees it
 
     @property
     def size(self) -> int:
@@ -148,14 +149,14 @@ class SearchSpace:
             dimension.name: dimension.values[position]
             for dimension, position in zip(self.dimensions, point, strict=True)
         }
-        if not chosen:
-            return self.base
-        # A partner without its exit does nothing, and is not given.
-        if chosen.get("trail_distance", self.base.trail_distance) is None:
-            chosen["trail_activation"] = None
-        if chosen.get("breakeven_trigger", self.base.breakeven_trigger) is None:
-            chosen["breakeven_offset"] = None
-        return dataclasses.replace(self.base, **chosen)
+        fields = {**vars(self.base), **chosen}
+        for name, partner in _PARTNERS:
+            # A part without its exit does nothing, and is not given; with it, it has a value.
+            fields[name] = None if fields[partner] is None else fields[name] or 0.0
+        # The space has checked its ends, and with them every point: a check of each takes longer than its evaluation.
+        strategy = object.__new__(StrategyConfig)
+        vars(strategy).update(fields)
+        return strategy
 
     def canonical(self) -> dict[str, Any]:
         """The space as JSON values."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -108,8 +107,9 @@ def trials_table(
     depends on besides its strategy and its train period.
     """
     rows = [_parameters(strategy) for strategy in strategies]
-    parameters = {name: [row[name] for row in rows] for name in _PARAMETERS}
-    texts = [json.dumps(row, sort_keys=True).encode() for row in rows]
+    parameters = dict(zip(_PARAMETERS, zip(*rows, strict=True), strict=True))
+    # The shortest decimals that are these doubles, in the order of the fields.
+    texts = [repr(row).encode() for row in rows]
     tables = []
     for fold, train, test in zip(folds, measures[: len(folds)], measures[len(folds) :], strict=True):
         origin = hashlib.sha256(canonical_json({**scope, "train": [fold.train_from, fold.test_from]}))
@@ -140,8 +140,10 @@ def strategy_of(row: Mapping[str, Any]) -> StrategyConfig:
     return StrategyConfig(**{**values, "tiers": parse_tiers(values["tiers"] or "")})
 
 
-def _parameters(strategy: StrategyConfig) -> dict[str, Any]:
-    return {name: getattr(strategy, name) for name in _PARAMETERS} | {"tiers": format_tiers(strategy.tiers)}
+def _parameters(strategy: StrategyConfig) -> tuple[Any, ...]:
+    """The values of a row in the order of _PARAMETERS."""
+    fields = vars(strategy)
+    return tuple(format_tiers(fields[name]) if name == "tiers" else fields[name] for name in _PARAMETERS)
 
 
 def _extended(origin: Any, text: bytes) -> str:

@@ -227,6 +227,7 @@ class _Examiner:
 
     def __init__(self, evaluator: Evaluator, config: SearchConfig, threads: int) -> None:
         self._evaluator = evaluator
+        self._delayed: dict[int, Evaluator] = {0: evaluator}
         self._config = config
         self._threads = threads
         mints = evaluator.alerts.column("mint").combine_chunks().dictionary_encode()
@@ -234,6 +235,12 @@ class _Examiner:
 
     def _measure(self, evaluator: Evaluator, strategies: Sequence[StrategyConfig], fold: Fold) -> list[Measure]:
         return measure(evaluator, strategies, [fold.train, fold.test], self._threads)
+
+    def _entered_late(self, candles: int) -> Evaluator:
+        """The evaluator of entries so many candles later; what it finds in the paths is found once."""
+        if candles not in self._delayed:
+            self._delayed[candles] = self._evaluator.delayed(candles)
+        return self._delayed[candles]
 
     def winner(
         self, row: Mapping[str, Any], strategy: StrategyConfig, fold: Fold, outcomes: Outcomes, trials: pa.Table
@@ -323,10 +330,10 @@ class _Examiner:
         strategies = [strategy_of(row) for row in ranked]
         objective = self._config.objective
         lanes: dict[str, list[Measure]] = {}
-        delayed = self._evaluator.delayed(1)
         for name, (worse, late) in _LANES.items():
-            evaluator = delayed if late else self._evaluator
-            lanes[name] = self._measure(evaluator, [worse(strategy) for strategy in strategies], fold)
+            lanes[name] = self._measure(
+                self._entered_late(int(late)), [worse(strategy) for strategy in strategies], fold
+            )
         found = []
         for rank, row in enumerate(ranked):
             results = []
@@ -352,8 +359,8 @@ class _Examiner:
         """The winner entered some candles later."""
         found = []
         for candles in LATENCIES:
-            evaluator = self._evaluator.delayed(candles) if candles else self._evaluator
-            train, test = (_at(each, 0) for each in self._measure(evaluator, [strategy], fold))
+            measures = self._measure(self._entered_late(candles), [strategy], fold)
+            train, test = (_at(each, 0) for each in measures)
             found.append(
                 {
                     "candles": candles,

@@ -69,6 +69,24 @@ def test_exits_may_be_off_and_take_their_partners_with_them():
     assert all(each.tp is None for each in strategies)
 
 
+def test_points_are_what_the_constructor_makes_of_their_values():
+    space = SearchSpace.of(
+        {"tp": "none,2:3:.5", "sl": "none,.5", "trail_distance": "none,.1", "trail_activation": "-0,.5",
+         "breakeven_trigger": "none,.2", "tiers": ["none", "2x:1.2"]},
+        {"fee_bps": 7},
+    )  # fmt: skip
+    for place in range(space.size):
+        found = space.strategy(space.point(place))
+        given = {
+            name: getattr(found, name) for name in vars(found) if name not in ("trail_activation", "breakeven_offset")
+        }
+        activation = found.trail_activation if found.trail_distance else None
+        offset = found.breakeven_offset if found.breakeven_trigger else None
+        made = StrategyConfig(**given, trail_activation=activation, breakeven_offset=offset)
+        assert repr(found) == repr(made)
+        assert hash(found) == hash(made)
+
+
 def test_ladders_are_chosen_whole():
     space = SearchSpace.of({"tp": "2", "tiers": ["none", "2x:1.2,3x:1.6", "3x:1.6,2x:1.2"]}, {})
     assert [space.strategy((n,)).tiers for n in range(space.size)] == [(), ((2.0, 1.2), (3.0, 1.6))]
