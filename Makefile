@@ -7,7 +7,7 @@ DAGSTER_HOME := $(CURDIR)/.dagster
 DATA_ROOT ?= data
 APT := $(if $(filter 0,$(shell id -u)),,sudo -n )apt-get -o DPkg::Lock::Timeout=300
 
-.PHONY: demo test faults check ui test-ui bench docs format clean help
+.PHONY: demo test test-scale test-ui faults check ui bench docs format clean help
 
 help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +17,11 @@ demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## Synthetic candles into 
 
 test: $(VENV)/installed  ## All tests
 	$(BIN)/python -m pytest -n auto -q
+
+test-scale: $(VENV)/installed  ## Real daemons, Postgres (Debian's package), runs at the same time, and the files in deploy/
+	command -v initdb || ls /usr/lib/postgresql/*/bin/initdb || apt-get install --yes postgresql
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,postgres,kubernetes]'
+	$(BIN)/python -m pytest -q lake_pipeline_tests/deployment
 
 faults: $(VENV)/installed  ## Kill, fail and tamper at every step of an export; ends with one line of counts
 	$(BIN)/python -m lake_pipeline_tests.faults
@@ -39,9 +44,10 @@ test-ui: $(VENV)/installed-ui  ## The UI in a real browser; screenshots in .scre
 
 SCALE ?= small
 ROUNDS ?= 3
-bench: $(VENV)/installed  ## Export and backtest against what one would type instead; SCALE=full is 60 M candles
+bench: $(VENV)/installed  ## Export, backtest and optimizer against what one would type instead; SCALE=full is 60 M candles
 	$(BIN)/python benchmarks/export.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench
 	$(BIN)/python benchmarks/backtest.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
+	$(BIN)/python benchmarks/optimizer.py --scale $(SCALE) --rounds $(ROUNDS) $(DATA_ROOT)/bench/$(SCALE)
 
 docs: $(VENV)/installed  ## The documentation as a site, in site/; a link that leads nowhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

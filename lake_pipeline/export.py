@@ -343,6 +343,10 @@ class _Exporter:
         """Export the buckets of a group: in memory as a whole or, one too large for that, as a stream."""
         if group.max_rows > max_rows_in_flight:
             (bucket,) = group.buckets
+            done = self._done_by_others(group.buckets)
+            if done:
+                yield bucket, done[bucket]
+                return
             with closing(_ahead(pool, self._read_slice, group.slices, threads)) as slices:
                 stream = (parts[bucket] for parts in slices)
                 yield bucket, self._commit(bucket, lambda: self._write_bucket(bucket, stream))
@@ -351,9 +355,12 @@ class _Exporter:
         for parts in pool.map(self._read_slice, group.slices):
             for bucket, chunk in parts.items():
                 chunks[bucket].append(chunk)
+        done = self._done_by_others(group.buckets)
+        yield from done.items()
         commits: dict[Future[BucketResult | LakeError], str] = {
             pool.submit(self._commit, bucket, partial(self._write_bucket, bucket, chunks[bucket])): bucket
             for bucket in group.buckets
+            if bucket not in done
         }
         for commit in as_completed(commits):
             yield commits[commit], commit.result()
@@ -431,14 +438,17 @@ class _Exporter:
     def _commit(self, bucket: str, write: Callable[[], Receipt], *, reused: bool = False) -> BucketResult | LakeError:
         """Write a bucket's parts by `write` and then its receipt; an error of ours is the result, not raised."""
         try:
-            self._clear_leftovers(bucket)
+            if self.run.store.locks:
+                self._clear_leftovers(bucket)
             with self.run.store.lock(exclusive=False):
-                # Another process may have committed this bucket meanwhile, and even sealed the run.
-                state = self.run.bucket_state(bucket)
-                if state.receipt:
-                    return BucketResult.of(state.receipt, skipped=True)
-                if self.run.sealed:
-                    raise RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
+                # Another process may have committed this bucket meanwhile, and even sealed the run. Under the lock
+                # a look holds until the receipt is there; without locks, creating the receipt decides.
+                if self.run.store.locks:
+                    state = self.run.bucket_state(bucket)
+                    if state.receipt:
+                        return BucketResult.of(state.receipt, skipped=True)
+                    if self.run.sealed:
+                        raise self._sealed_meanwhile()
                 try:
                     receipt = write()
                     self.run.store.create(layout.receipt_path(bucket), receipt.to_bytes(), settled=False)
@@ -453,19 +463,40 @@ class _Exporter:
         except LakeError as error:
             return error
 
+    def _done_by_others(self, buckets: Sequence[str]) -> dict[str, BucketResult | LakeError]:
+        """Without locks, one look for many buckets at what another process has done with them meanwhile.
+
+        It spares work and keeps late files out of a sealed run as far as a look can.
+        """
+        if self.run.store.locks:
+            return {}
+        done: dict[str, BucketResult | LakeError] = {}
+        try:
+            for state in self.run.bucket_states(buckets):
+                if state.receipt:
+                    done[state.bucket] = BucketResult.of(state.receipt, skipped=True)
+            if len(done) < len(buckets) and self.run.sealed:
+                raise self._sealed_meanwhile()
+        except LakeError as error:
+            return dict.fromkeys(buckets, error) | done
+        return done
+
+    def _sealed_meanwhile(self) -> RunSealed:
+        return RunSealed(f"run {self.run.run_id} was sealed meanwhile; nothing more is written to it")
+
     def _clear_leftovers(self, bucket: str) -> None:
         """Remove what an interrupted attempt left of a bucket that has no valid receipt.
 
         Exclusive, so that it never takes the files of a commit in progress; every commit holds the lock
-        shared from its first part to its receipt. Where there are no locks, everything stays: a new attempt takes
-        over what has the bytes it would write, and fails on the rest.
+        shared from its first part to its receipt. So only where there are locks: elsewhere everything stays, and a
+        new attempt takes over what has the bytes it would write, and fails on the rest.
         """
         receipt = layout.receipt_path(bucket)
         if not (self.run.store.exists(receipt) or self.run.bucket_files(bucket)):
             return
-        with self.run.store.lock(exclusive=True) as alone:
+        with self.run.store.lock(exclusive=True):
             state = self.run.bucket_state(bucket)
-            if state.receipt or self.run.sealed or not alone:
+            if state.receipt or self.run.sealed:
                 return
             logger.warning("bucket %s: removing what an earlier attempt left (%s)", bucket, state.problem)
             self.run.store.delete(receipt)

@@ -22,7 +22,7 @@ from lake_pipeline.errors import LakeError, RunError
 from lake_pipeline.io import layout
 from lake_pipeline.io.provenance import read_events
 from lake_pipeline.io.source import CandleSource
-from lake_pipeline.io.store import Store, hash_file
+from lake_pipeline.io.store import Store
 from lake_pipeline.run import Run, list_run_ids, load_run
 
 __all__ = ["Reusable", "SourceState", "find_reusable", "source_state", "take_over"]
@@ -92,7 +92,7 @@ def take_over(run: Run, reusable: Reusable, bucket: str) -> Receipt:
     """
     other, path = reusable.run, layout.receipt_path(bucket)
     state = other.bucket_state(bucket)
-    if state.receipt is None or hash_file(other.store, path).sha256 != reusable.receipt_sha256:
+    if not (state.receipt and state.record and state.record.sha256 == reusable.receipt_sha256):
         raise RunError(f"run {other.run_id}, bucket {bucket}: {state.problem or f'{path} is not the sealed one'}")
     for entry in state.receipt.entries:
         run.store.adopt(other.store, entry.path)

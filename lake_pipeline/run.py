@@ -6,7 +6,7 @@ in `export`, the seal in `seal`, checking a sealed run in `verify`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
-from lake_pipeline.core.canonical import table_digest
-from lake_pipeline.core.manifest import FileEntry, Manifest, Receipt, RunRecord, parse_record
+from lake_pipeline.core.canonical import sha256_hex, table_digest
+from lake_pipeline.core.manifest import FileEntry, Manifest, Receipt, Record, RunRecord, parse_record
 from lake_pipeline.core.schemas import ALERTS_SCHEMA, SLICE_SCHEMA
 from lake_pipeline.core.spec import RunSpec, run_fingerprint
 from lake_pipeline.errors import LakeError, RunError, RunMismatch, RunNotFound
@@ -28,11 +28,15 @@ __all__ = ["BucketState", "Run", "list_run_ids", "load_run"]
 
 @dataclass(frozen=True)
 class BucketState:
-    """A bucket as the store shows it: its valid receipt, or what is wrong (`missing` if there is none)."""
+    """A bucket as the store shows it: its valid receipt, or what is wrong (`missing` if there is none).
+
+    `record` has the hash and size of the receipt's own bytes, as they were read.
+    """
 
     bucket: str
     receipt: Receipt | None
     problem: str | None
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -92,22 +96,18 @@ class Run:
 
     def bucket_state(self, bucket: str, *, hashes: bool = True) -> BucketState:
         """A bucket's receipt, checked against its files: their hashes, or only that they are there."""
-        path = layout.receipt_path(bucket)
-        if not self.store.exists(path):
-            return BucketState(bucket, None, "missing")
-        try:
-            receipt = parse_record(Receipt, self.store.read(path), path)
-        except LakeError as error:
-            return BucketState(bucket, None, str(error))
-        problem = self._receipt_problem(bucket, receipt, hashes)
-        return BucketState(bucket, None if problem else receipt, problem)
+        return self._bucket_state(bucket, self.store.exists, hashes)
 
     def bucket_states(
         self, buckets: Iterable[str] = ALL_BUCKETS, threads: int = 2, *, hashes: bool = True
     ) -> list[BucketState]:
-        """`bucket_state` of many buckets, in the order given."""
+        """`bucket_state` of many buckets, in the order given, from one listing of the run's files."""
+        # Receipts first: the files of one that is listed are there, and stay, when they are listed after it.
+        present = {file.path for file in self.store.files(layout.RECEIPTS)}
+        if present:
+            present |= {file.path for file in self.store.files(layout.slices_folder(self.spec))}
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda bucket: self.bucket_state(bucket, hashes=hashes), buckets))
+            return list(pool.map(lambda bucket: self._bucket_state(bucket, present.__contains__, hashes), buckets))
 
     def bucket_files(self, bucket: str) -> list[str]:
         """Paths of a bucket's parts, rejected candles and unfinished writes; not its receipt, nothing foreign."""
@@ -119,13 +119,28 @@ class Run:
         rejected = layout.rejected_path(bucket)
         return [*files, rejected] if self.store.exists(rejected) else files
 
-    def _receipt_problem(self, bucket: str, receipt: Receipt, hashes: bool) -> str | None:
+    def _bucket_state(self, bucket: str, exists: Callable[[str], bool], hashes: bool) -> BucketState:
+        path = layout.receipt_path(bucket)
+        if not exists(path):
+            return BucketState(bucket, None, "missing")
+        try:
+            data = self.store.read(path)
+            receipt = parse_record(Receipt, data, path)
+        except LakeError as error:
+            return BucketState(bucket, None, str(error))
+        problem = self._receipt_problem(bucket, receipt, exists, hashes)
+        record = Record(path=path, sha256=sha256_hex(data), bytes=len(data))
+        return BucketState(bucket, None if problem else receipt, problem, record)
+
+    def _receipt_problem(
+        self, bucket: str, receipt: Receipt, exists: Callable[[str], bool], hashes: bool
+    ) -> str | None:
         if receipt.mint_bucket != bucket:
             return f"its receipt is that of bucket {receipt.mint_bucket}"
         if receipt.run_fingerprint != self.record.run_fingerprint:
             return "its receipt is of another run (the fingerprint differs)"
         for entry in receipt.entries:
-            if not self.store.exists(entry.path):
+            if not exists(entry.path):
                 return f"{entry.path} is missing"
             if not hashes:
                 continue

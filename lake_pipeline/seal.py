@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,9 +74,9 @@ def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
     coverage = gather_coverage(alerts, receipts, run.spec)
     rejected = _rejected_candles(run, receipts)
     if not run.sealed:
-        with run.store.lock(exclusive=True) as alone:
+        with run.store.lock(exclusive=True):
             # Of all receipts there is one outcome, whoever writes it when; of some of them it must not meet a seal.
-            if not run.sealed and (alone or len(receipts) == len(ALL_BUCKETS)):
+            if not run.sealed and (run.store.locks or len(receipts) == len(ALL_BUCKETS)):
                 _write_outputs(run, coverage, rejected)
     statuses = coverage.column("status").to_pylist()
     kept = sum(coverage.column("kept").to_pylist())
@@ -111,7 +110,7 @@ def seal_run(
         if run.sealed:
             _remove_unfinished(run)
             return SealResult(require_verified(run, threads=threads), created=False)
-        receipts = _receipts(run, threads)
+        receipts, records = _receipts(run, threads)
         alerts = run.alerts()
         coverage = gather_coverage(alerts, receipts, run.spec)
         # The same bytes as those of the coverage step, unless a bucket was exported again after it.
@@ -120,9 +119,6 @@ def seal_run(
         if run.store.exists(layout.REJECTED_ALERTS):
             rejected = read_table(run.store, layout.REJECTED_ALERTS, REJECTED_ALERTS_SCHEMA)
             inputs.append(_entry(run, layout.REJECTED_ALERTS, rejected.num_rows))
-        paths = [layout.receipt_path(bucket) for bucket in ALL_BUCKETS]
-        with ThreadPoolExecutor(threads) as pool:
-            records = list(pool.map(lambda path: hash_file(run.store, path), paths))
         records += [
             Record(path=receipt.rejected.path, sha256=receipt.rejected.sha256, bytes=receipt.rejected.bytes)
             for receipt in receipts
@@ -174,8 +170,8 @@ def write_manifest_json(manifest: Manifest | Mapping[str, Any], path: str | Path
     LocalStore(path.parent).create(path.name, data)
 
 
-def _receipts(run: Run, threads: int) -> list[Receipt]:
-    """The valid receipts of all 256 buckets, or BucketsMissing."""
+def _receipts(run: Run, threads: int) -> tuple[list[Receipt], list[Record]]:
+    """The valid receipts of all 256 buckets and the hashes of their own files, or BucketsMissing."""
     states = run.bucket_states(threads=threads)
     receipts = [state.receipt for state in states if state.receipt]
     bad = [state for state in states if not state.receipt]
@@ -187,7 +183,7 @@ def _receipts(run: Run, threads: int) -> list[Receipt]:
             "Materialise `candles` for them with the same run config; buckets that are done are skipped",
             [state.bucket for state in bad],
         )
-    return receipts
+    return receipts, [state.record for state in states if state.record]
 
 
 def _rejected_candles(run: Run, receipts: Sequence[Receipt]) -> pa.Table:

@@ -34,11 +34,13 @@ from lake_pipeline.io.store import Store, open_store
 if TYPE_CHECKING:
     from lake_pipeline.backtest import BaselineResult
     from lake_pipeline.io.clickhouse import ClickHouseSource
+    from lake_pipeline.optimizer.search import SearchConfig
     from lake_pipeline.run import Run
 
 __all__ = [
     "BaselineSettings",
     "LakeSettings",
+    "OptimizerSettings",
     "RunSettings",
     "SourceSettings",
     "StrategySettings",
@@ -273,6 +275,66 @@ class StrategySettings(_Settings):
     def strategy(self) -> StrategyConfig:
         """The validated strategy. Raises ConfigError."""
         return StrategyConfig(**{**self.model_dump(), "tiers": parse_tiers(self.tiers)})
+
+
+class OptimizerSettings(_Settings):
+    """A search over exits: ranges as text, `lo:hi:step`, values and `none`, separated by commas.
+
+    An exit that is not given is not used, but for tp and sl; the rules are those of `lake_pipeline.optimizer`.
+    """
+
+    trials: int | None = Field(
+        default=None, description="Trials in each fold. Default: 100; for a grid as many as it has points."
+    )
+    sampler: str = Field(default="random", description="random (no trial twice), grid, or tpe (Optuna).")
+    seed: int = Field(default=0, description="Of the sampler and of the bootstrap.")
+    tp: str = Field(default="1.5:3.5:.01", description="Take-profits, multiples of the entry price.")
+    sl: str = Field(default=".3:.6:.01", description="Stop-losses, multiples of the entry price.")
+    time_stop_hours: str | None = Field(default=None, description="Ages at which a position is left.")
+    trail_activation: str | None = Field(default=None, description="Gains that start the trailing stop.")
+    trail_distance: str | None = Field(default=None, description="Fractions the stop trails below the earlier peak.")
+    breakeven_trigger: str | None = Field(default=None, description="Gains that move the stop to break-even.")
+    breakeven_offset: str | None = Field(default=None, description="Where to, over the entry price.")
+    tiers: list[str] = Field(default=[], description="Stop ladders to choose from, such as 2x:1.2,3x:1.6, or none.")
+    intrabar_order: str = Field(default=StrategyConfig.intrabar_order, description="As in strategy_settings.")
+    fill: str = Field(default=StrategyConfig.fill, description="As in strategy_settings.")
+    fee_bps: float = Field(default=StrategyConfig.fee_bps, description="Fees of the round trip, basis points.")
+    slippage_bps: float = Field(default=StrategyConfig.slippage_bps, description="Slippage of each side, basis points.")
+    risk_per_trade: float = Field(
+        default=StrategyConfig.risk_per_trade, description="Fraction of the equity that a stop at `sl` costs."
+    )
+    train_days: float | None = Field(
+        default=None, description="Length of a train period. Default: two thirds of the alerts' time (one fold)."
+    )
+    test_days: float | None = Field(default=None, description="Length of a test period. Default: half of train_days.")
+    folds: int = Field(default=1, description="Walk-forward folds, each one test period later than the one before.")
+    objective: str = Field(
+        default="sharpe", description="A figure of docs/optimizer.md, or several with weights: mean_ret:1,sharpe:0.1."
+    )
+    gates: str = Field(
+        default="min_trades=10", description="What a trial needs on train: min_trades=N,min_hit_rate=F,max_drawdown=F."
+    )
+    figures: str = Field(
+        default="all", description="means leaves out what needs each trade: medians, streaks, equity, drawdown."
+    )
+    top: int = Field(default=5, description="Trials that go through the robustness lanes.")
+
+    def search(self) -> SearchConfig:
+        """The validated search. Raises ConfigError."""
+        from lake_pipeline.optimizer.objective import Gates, Objective
+        from lake_pipeline.optimizer.search import SearchConfig
+        from lake_pipeline.optimizer.space import RANGED, SearchSpace
+        from lake_pipeline.optimizer.splits import SplitConfig
+
+        values = self.model_dump()
+        fixed = {name: values[name] for name in StrategyConfig.__dataclass_fields__ if name not in RANGED}
+        return SearchConfig(
+            space=SearchSpace.of({name: values[name] for name in RANGED if values[name]}, fixed),
+            split=SplitConfig(self.train_days, self.test_days, self.folds),
+            objective=Objective.parse(self.objective),
+            gates=Gates.parse(self.gates),
+            **{name: values[name] for name in ("sampler", "trials", "seed", "figures", "top")},
+        )
 
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)

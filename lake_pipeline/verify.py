@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import REJECT_REASONS, VALUE_COLUMNS, candle_keys, gather_rejected, reject_codes
-from lake_pipeline.core.canonical import root_hash, table_digest
+from lake_pipeline.core.canonical import root_hash, sha256_hex, table_digest
 from lake_pipeline.core.coverage import MEASURES, coverage_table, gather_coverage, measure_windows
 from lake_pipeline.core.manifest import FileEntry, Manifest, Previous, Receipt, Record, build_manifest, parse_record
 from lake_pipeline.core.plan import Plan, build_plan
@@ -32,7 +32,7 @@ from lake_pipeline.core.spec import LAKE_VERSION
 from lake_pipeline.errors import LakeError, RunNotFound, RunNotSealed, VerificationFailed
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table, table_bytes
-from lake_pipeline.io.store import Store, hash_file
+from lake_pipeline.io.store import Store, StoredFile, hash_file
 from lake_pipeline.run import Run
 
 __all__ = ["VerifyReport", "require_manifest", "require_verified", "verify_chain", "verify_run"]
@@ -105,8 +105,9 @@ def _verify(
     report.files = len(manifest.files) + len(manifest.records)
     report.rows = manifest.total_rows
     report.bytes = sum(entry.bytes for entry in (*manifest.files, *manifest.records))
-    damaged = check.hashes(manifest, threads, on_file)
-    check.foreign_files(manifest)
+    files = store.files()
+    damaged = check.hashes(manifest, files, threads, on_file)
+    check.foreign_files(manifest, files)
     if not damaged:
         # What the files say about each other means something only while each is the one that was sealed.
         check.contents(manifest, threads)
@@ -149,6 +150,7 @@ class _Checker:
         self.store = store
         self.run_id = run_id
         self.faults = report.faults
+        self.receipts: dict[str, bytes] = {}  # path -> the bytes that were hashed
 
     def manifest(self) -> Manifest | None:
         """The manifest, if it is one, checked against run.json, SHA256SUMS and its own root."""
@@ -177,14 +179,22 @@ class _Checker:
                 self.faults.append(f"{path} is not the one that {layout.MANIFEST} implies")
         return manifest
 
-    def hashes(self, manifest: Manifest, threads: int, on_file: Callable[[int], None]) -> bool:
+    def hashes(
+        self, manifest: Manifest, files: Sequence[StoredFile], threads: int, on_file: Callable[[int], None]
+    ) -> bool:
         """Size and hash of every file; returns whether any differs."""
+        present = {file.path for file in files}
+        receipts = {layout.receipt_path(bucket) for bucket in ALL_BUCKETS}
 
         def fault(entry: Record) -> str | None:
+            if entry.path not in present:
+                return f"{entry.path} is missing"
             try:
-                if not self.store.exists(entry.path):
-                    return f"{entry.path} is missing"
-                found = hash_file(self.store, entry.path)
+                if entry.path in receipts:
+                    data = self.receipts[entry.path] = self.store.read(entry.path)
+                    found = Record(path=entry.path, sha256=sha256_hex(data), bytes=len(data))
+                else:
+                    found = hash_file(self.store, entry.path)
             except LakeError as error:
                 return f"{entry.path}, listed in {layout.MANIFEST}: {error}"
             if found.bytes != entry.bytes:
@@ -201,13 +211,13 @@ class _Checker:
                     damaged = True
         return damaged
 
-    def foreign_files(self, manifest: Manifest) -> None:
+    def foreign_files(self, manifest: Manifest, files: Sequence[StoredFile]) -> None:
         """Files in the folder that nobody accounts for."""
         known = {entry.path for entry in (*manifest.files, *manifest.records)}
         known |= {layout.RUN_RECORD, layout.MANIFEST, layout.CHECKSUMS, layout.PROVENANCE}
         self.faults += [
             f"{file.path} is not part of the run"
-            for file in self.store.files()
+            for file in files
             # A process that died just after the seal leaves its temporary name behind; no reader takes it for data.
             if file.path not in known and not file.temporary
         ]
@@ -216,8 +226,11 @@ class _Checker:
         """Receipts, tables and candles: everything the hashes alone cannot show."""
         try:
             receipts = [
-                parse_record(Receipt, self.store.read(path), path) for path in map(layout.receipt_path, ALL_BUCKETS)
+                parse_record(Receipt, self.receipts[path], path) for path in map(layout.receipt_path, ALL_BUCKETS)
             ]
+        except KeyError as error:
+            self.faults.append(f"{layout.MANIFEST} does not list {error.args[0]}")
+            return
         except LakeError as error:
             self.faults.append(str(error))
             return

@@ -26,15 +26,14 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-import chdb
 import lz4.frame
 from clickhouse_connect.driver.binding import quote_identifier
 
@@ -60,7 +59,8 @@ Kind = Literal[
 class Fault:
     """What goes wrong with the next `times` queries in which `match`, a regular expression, is found.
 
-    `share` of the body is sent by the kinds that cut it; `code` is the ClickHouse error or the HTTP status.
+    The first `skip` of them pass. `share` of the body is sent by the kinds that cut it; `code` is the ClickHouse error
+    or the HTTP status.
     """
 
     kind: Kind
@@ -69,6 +69,7 @@ class Fault:
     share: float = 0.5
     code: int = 241
     seconds: float = 0.0
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,18 @@ class Gateway:
         self.profile = dict(profile or {})
         self.version: str | None = None
         self.served: list[Served] = []
+        # Requests since the faults were set, and what is told of each, by its number, before it is looked at.
+        self.requests = 0
+        self.on_request: Callable[[int], None] = lambda request: None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         # Spelt as clickhouse-connect does: chDB compares paths by their text.
         self._path = os.path.realpath(path)
+        # Not at import: a process that has chDB must not be forked, and one that knows of gateways may be.
+        import chdb
+
+        self._chdb = chdb
+        self.engine_version = str(chdb.engine_version)
         self._engine = chdb.connect(self._path)
         self._server = _Server(("127.0.0.1", port), self)
         self.port = int(self._server.server_address[1])
@@ -155,6 +164,7 @@ class Gateway:
         with self._lock:
             self._faults = list(faults)
             self.served.clear()
+            self.requests = 0
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -174,21 +184,30 @@ class Gateway:
         self._server = _Server(("127.0.0.1", self.port), self)
         self._server.start()
 
+    def count_request(self) -> None:
+        """Number a request and tell of it."""
+        with self._lock:
+            number, self.requests = self.requests, self.requests + 1
+        self.on_request(number)
+
     def take_fault(self, sql: str) -> Fault | None:
         """The fault of this query, counted as used."""
         with self._lock:
             found = next((fault for fault in self._faults if re.search(fault.match, sql)), None)
             if found:
                 position = self._faults.index(found)
-                left = found.times - 1
-                rest = Fault(**{**found.__dict__, "times": left})
-                self._faults[position : position + 1] = [rest] if left else []
+                if found.skip:
+                    self._faults[position], found = replace(found, skip=found.skip - 1), None
+                else:
+                    self._faults[position : position + 1] = (
+                        [replace(found, times=found.times - 1)] if found.times > 1 else []
+                    )
             self.served.append(Served(sql, found.kind if found else None))
             return found
 
     def execute(self, statement: bytes, parameters: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
         """Run one statement as its URL parameters ask: its output and what the server counts of it."""
-        connection = chdb.connect(self._path)  # a session of its own, so that no setting outlives its request
+        connection = self._chdb.connect(self._path)  # a session of its own, so that no setting outlives its request
         try:
             if parameters.get("database"):
                 connection.query(f"USE {quote_identifier(parameters['database'])}")
@@ -290,6 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/ping":
             self._send(200, {}, b"Ok.\n")
             return
+        gateway.count_request()
         parameters = dict(parse_qsl(url.query, keep_blank_values=True))
         if self.headers.get_content_type() == "multipart/form-data":
             parameters |= self._form(body)
@@ -377,7 +397,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _send_error(self, code: int, text: str) -> None:
-        body = f"{text} (version {self.server.gateway.version or chdb.engine_version})\n".encode()
+        body = f"{text} (version {self.server.gateway.version or self.server.gateway.engine_version})\n".encode()
         headers = {"X-ClickHouse-Exception-Code": str(code), "Content-Length": str(len(body))}
         self._start(_STATUS_OF_CODE.get(code, 500), headers)
         self.wfile.write(body)

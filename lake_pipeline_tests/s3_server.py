@@ -9,7 +9,9 @@ first request of each kind, the latter for writes only.
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import socket
@@ -17,7 +19,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from werkzeug.serving import BaseWSGIServer
 
 FAULTS = {
     "DENIED": ("403 FORBIDDEN", b"<Error><Code>AccessDenied</Code></Error>"),
@@ -37,6 +42,7 @@ class Gateway:
         self.met: set[tuple[str, str]] = set()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        whole_request(environ)
         sent: dict[str, Any] = {"method": environ["REQUEST_METHOD"], "path": environ["PATH_INFO"]}
         sent |= {"query": environ["QUERY_STRING"], "range": environ.get("HTTP_RANGE")}
 
@@ -63,16 +69,33 @@ class Gateway:
         return body
 
 
-def main() -> None:
-    import logging
+def moto_s3() -> Callable[..., Iterable[bytes]]:
+    """moto's S3 as a WSGI application, with the conditions and the multipart uploads of the real one."""
+    from moto.moto_server.werkzeug_app import create_backend_app
 
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
+    return create_backend_app("s3")
+
+
+def server_of(app: Callable[..., Iterable[bytes]]) -> BaseWSGIServer:
+    """A server on loopback that keeps connections, bound to a port and not yet serving."""
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class KeepAlive(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    gateway = Gateway(DomainDispatcherApplication(create_backend_app), Path(sys.argv[1]))
-    server = make_server("127.0.0.1", 0, gateway, threaded=True)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=KeepAlive)
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return server
+
+
+def whole_request(environ: dict[str, Any]) -> None:
+    """Read a request to its end, whoever answers it: the connection is kept for the next one."""
+    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+
+
+def main() -> None:
+    server = server_of(Gateway(moto_s3(), Path(sys.argv[1])))
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from lake_pipeline import open_run
+from lake_pipeline.cli import lake as lake_command
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.candles import CandleBlock
 from lake_pipeline.diff import diff_runs
@@ -176,6 +180,50 @@ def _bucket(mint: str) -> str:
     from lake_pipeline.core.buckets import compute_mint_bucket
 
     return compute_mint_bucket(mint)
+
+
+def test_requests_are_those_that_carry_bytes_and_a_few_listings(
+    objects: ObjectStore, market: Market, market_source: ClickHouseSource, s3: S3
+) -> None:
+    """Requests are what an object store costs, in time and money: no bucket is looked for by name."""
+    made: dict[str, list[dict[str, Any]]] = {}
+
+    @contextlib.contextmanager
+    def counted(step: str) -> Iterator[None]:
+        before = len(s3.requests())
+        yield
+        made[step] = s3.requests()[before:]
+
+    with counted("alerts"):
+        run = start_run(objects, market_source, market.csv, MARKET_SPEC, "plain")
+    with counted("export"):
+        export_buckets(run, market_source)
+    with counted("coverage"):
+        cover_run(run)
+    with counted("seal"):
+        seal_run(run)
+    with counted("verify"):
+        assert verify_run(run.store, "plain").ok
+    with counted("again"):
+        assert all(result.skipped for result in export_buckets(run, market_source))
+
+    files = len(run.manifest().files) + len(run.manifest().records)
+    buckets = len(ALL_BUCKETS)
+    assert files == buckets + 13  # receipts; parts, rejected candles of buckets, inputs and outputs
+    assert {step: len(requests) <= buckets + 35 for step, requests in made.items()} == dict.fromkeys(made, True)
+    assert len(made["alerts"]) <= 15
+    assert sum(map(len, made.values())) <= 5 * buckets + 150
+    receipts = [
+        (step, each["method"]) for step, requests in made.items() for each in requests if "/receipts/" in each["path"]
+    ]
+    assert ("export", "HEAD") not in receipts
+    assert Counter(receipts) <= {
+        ("export", "PUT"): buckets + 4,
+        ("coverage", "GET"): buckets + 4,
+        ("seal", "GET"): buckets + 8,
+        ("verify", "GET"): buckets + 8,
+        ("again", "GET"): buckets + 4,
+    }
 
 
 # --- without locks -------------------------------------------------------------------------------
@@ -416,6 +464,13 @@ def test_dagster_and_the_commands_work_by_url_and_tell_no_secret(s3: S3, s3_url:
         said.append(done.stdout + done.stderr)
         return done.stdout
 
+    def look(*arguments: str, root: str = s3_url, code: int = 0) -> str:
+        """A command that needs no engine, in this process."""
+        done = CliRunner().invoke(lake_command, [*arguments, "--data-root", root])
+        assert done.exit_code == code, done.output
+        said.append(done.output)
+        return done.stdout
+
     command("lake", "load-candles", str(candles))
     assert (tmp_path / "data/clickhouse").is_dir()  # the embedded engine stays local
     settings = {"alerts": alerts, "interval": "1m", "window": "pre52_post4948", "run_id": "one"}
@@ -434,11 +489,11 @@ def test_dagster_and_the_commands_work_by_url_and_tell_no_secret(s3: S3, s3_url:
     assert again["manifest"] == local.manifest().document()
     assert contents(run.store) == contents(local.store)
 
-    assert [row["state"] for row in json.loads(command("lake", "runs", "--format", "json"))] == ["sealed"]
-    assert s3_url in command("lake", "show", "one")
+    assert [row["state"] for row in json.loads(look("runs", "--format", "json"))] == ["sealed"]
+    assert s3_url in look("show", "one")
     assert "verified, nothing differs" in command("lake", "verify", "one")
-    assert "content: identical" in command("lake", "diff", "one", "one")
-    command("lake", "runs", root=f"s3://me:{SECRET}@lakes/x", code=2)
+    assert "content: identical" in look("diff", "one", "one")
+    look("runs", root=f"s3://me:{SECRET}@lakes/x", code=2)
 
     # Neither the lake nor Dagster's records nor what was printed knows the secret.
     stored = [run.store.read(file.path) for file in run.store.files()]

@@ -21,6 +21,8 @@ __all__ = [
     "IntrabarOrder",
     "StrategyConfig",
     "canonical_values",
+    "check_integer",
+    "check_number",
     "parse_tiers",
 ]
 
@@ -74,8 +76,8 @@ class BaselineConfig:
     max_entry_lag: int = 15
 
     def __post_init__(self) -> None:
-        _as_number(self, "horizon_hours", above=0, most=_MAX_HOURS)
-        _as_integer(self, "max_entry_lag", least=0)
+        check_number(self, "horizon_hours", above=0, most=_MAX_HOURS)
+        check_integer(self, "max_entry_lag", least=0)
         if self.horizon_ms < 1:
             raise ConfigError(f"horizon_hours {self.horizon_hours} is less than a millisecond")
 
@@ -101,14 +103,14 @@ class CallerConfig:
     penalty_steepness: float = 15.0
 
     def __post_init__(self) -> None:
-        _as_integer(self, "min_trades", least=1)
+        check_integer(self, "min_trades", least=1)
         for name in ("confidence_n", "tail_p75_weight", "tail_p95_weight", "fast_weight", "discipline_bonus"):
-            _as_number(self, name, least=0)
-        _as_number(self, "fast_minutes", above=0)
+            check_number(self, name, least=0)
+        check_number(self, "fast_minutes", above=0)
         for name in ("discipline_hit_2x", "drawdown_limit"):
-            _as_number(self, name, least=0, most=1)
+            check_number(self, name, least=0, most=1)
         # exp(steepness * drawdown) must stay a number.
-        _as_number(self, "penalty_steepness", least=0, most=500)
+        check_number(self, "penalty_steepness", least=0, most=500)
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,14 @@ class StrategyConfig:
         for name, known in (("intrabar_order", get_args(IntrabarOrder)), ("fill", get_args(FillMode))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-        _as_number(self, "tp", above=1, optional=True)
-        _as_number(self, "sl", above=0, below=1, optional=True)
-        _as_number(self, "fee_bps", least=0)
-        _as_number(self, "slippage_bps", least=0)
+        check_number(self, "tp", above=1, optional=True)
+        check_number(self, "sl", above=0, below=1, optional=True)
+        check_number(self, "fee_bps", least=0)
+        check_number(self, "slippage_bps", least=0)
         if self.fee_bps + self.slippage_bps >= 10_000:
             raise ConfigError("fee_bps and slippage_bps together take the whole price: give less than 10000")
-        _as_number(self, "time_stop_hours", above=0, most=_MAX_HOURS, optional=True)
-        _as_number(self, "risk_per_trade", above=0, most=1)
+        check_number(self, "time_stop_hours", above=0, most=_MAX_HOURS, optional=True)
+        check_number(self, "risk_per_trade", above=0, most=1)
         if self.trail_distance is None and self.trail_activation is not None:
             raise ConfigError("trail_activation needs trail_distance: how far below the peak the stop trails")
         if self.breakeven_trigger is None and self.breakeven_offset is not None:
@@ -154,10 +156,10 @@ class StrategyConfig:
         for partner, name in (("trail_distance", "trail_activation"), ("breakeven_trigger", "breakeven_offset")):
             if getattr(self, partner) is not None and getattr(self, name) is None:
                 object.__setattr__(self, name, 0.0)
-        _as_number(self, "trail_distance", above=0, below=1, optional=True)
-        _as_number(self, "trail_activation", least=0, optional=True)
-        _as_number(self, "breakeven_trigger", above=0, optional=True)
-        _as_number(self, "breakeven_offset", above=-1, below=self.breakeven_trigger, optional=True)
+        check_number(self, "trail_distance", above=0, below=1, optional=True)
+        check_number(self, "trail_activation", least=0, optional=True)
+        check_number(self, "breakeven_trigger", above=0, optional=True)
+        check_number(self, "breakeven_offset", above=-1, below=self.breakeven_trigger, optional=True)
         self._check_tiers()
 
     def _check_tiers(self) -> None:
@@ -195,7 +197,7 @@ def parse_tiers(text: str) -> tuple[tuple[float, float], ...]:
     return tuple(tiers)
 
 
-def _as_number(
+def check_number(
     config: Any,
     name: str,
     *,
@@ -223,7 +225,8 @@ def _as_number(
     object.__setattr__(config, name, float(value) + 0.0)
 
 
-def _as_integer(config: Any, name: str, *, least: int) -> None:
+def check_integer(config: Any, name: str, *, least: int) -> None:
+    """ConfigError unless a field is a whole number of at least `least`."""
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 10**9:
         raise ConfigError(f"{name} {value!r} cannot work: it must be a whole number of at least {least}")

@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from lake_pipeline.backtest.baseline import STATUSES
 from lake_pipeline.backtest.kernels import REASONS
-from lake_pipeline.backtest.results import BaselineResult, StrategyResult
+from lake_pipeline.backtest.results import BaselineResult, Result, StrategyResult
 from lake_pipeline.backtest.summary import CASES, FIGURES
 from lake_pipeline.core.canonical import canonical_json
 from lake_pipeline.io.results_db import insert_once
 from lake_pipeline.run import Run
 
-__all__ = ["store_in_database"]
+__all__ = ["runs_row", "store_in_database"]
 
 _RUNS_SCHEMA: Final = pa.schema(
     [(name, pa.string()) for name in ("run_id", "content_sha256", "interval", "window", "chain")]
@@ -53,21 +53,22 @@ def store_in_database(path: str, run: Run, result: BaselineResult | StrategyResu
     if isinstance(result, BaselineResult):
         baseline = result.baseline()
         tables = {
-            "baseline.runs_d": _runs_row(run, result, baseline.num_rows),
+            "baseline.runs_d": runs_row(run, result, baseline.num_rows),
             "baseline.alert_results_f": _plain_times(baseline),
             "baseline.caller_stats_f": result.caller_stats(),
         }
     else:
         trades = result.trades()
         tables = {
-            "bt.runs_d": _runs_row(run, result, trades.num_rows),
+            "bt.runs_d": runs_row(run, result, trades.num_rows),
             "bt.alert_outcomes_f": _plain_times(trades),
             "bt.metrics_f": _metrics(result.summary()),
         }
     return insert_once(path, result.key, tables)
 
 
-def _runs_row(run: Run, result: BaselineResult | StrategyResult, alerts: int) -> pa.Table:
+def runs_row(run: Run, result: Result, alerts: int) -> pa.Table:
+    """What a result was computed of, in one row: the begin of every table of runs."""
     identity = result.record.identity
     row = {
         "run_id": run.run_id,

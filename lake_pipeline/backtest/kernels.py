@@ -22,13 +22,14 @@ __all__ = [
     "LEVELS",
     "REASONS",
     "SCAN_FLOATS",
+    "compiled",
     "locate",
     "measure",
     "scan",
 ]
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile at the first call; kept on disk beside this file or in the user's cache, if either can be written."""
     try:
         return numba.njit(nogil=True, cache=True, **options)(function)
@@ -52,10 +53,10 @@ def _top_and_bottom(high, low, start, stop):  # type: ignore[no-untyped-def]
 
 # That there is no NaN and no zero among prices is all that the compiler needs to know to take eight candles at once.
 # A maximum is exact in any order, so this changes no result.
-_extremes = _compiled(_top_and_bottom, fastmath={"nnan", "nsz"})
+_extremes = compiled(_top_and_bottom, fastmath={"nnan", "nsz"})
 
 
-@_compiled
+@compiled
 def _first_at_or_after(ts, low, high, wanted):  # type: ignore[no-untyped-def]
     while low < high:
         middle = (low + high) // 2
@@ -66,7 +67,7 @@ def _first_at_or_after(ts, low, high, wanted):  # type: ignore[no-untyped-def]
     return low
 
 
-@_compiled
+@compiled
 def locate(ts, first, last, begin, end, starts, stops):  # type: ignore[no-untyped-def]
     """Fill `starts` and `stops`: the rows with `begin <= ts < end` in the sorted rows `first:last` of each path."""
     for i in range(len(first)):
@@ -74,7 +75,7 @@ def locate(ts, first, last, begin, end, starts, stops):  # type: ignore[no-untyp
         stops[i] = _first_at_or_after(ts, starts[i], last[i], end[i])
 
 
-@_compiled
+@compiled
 def _counts(volume, close, entry):  # type: ignore[no-untyped-def]
     """Candles with volume 0, and those that close below entry. A loop of its own, over slices: so it is vectorised."""
     zero_volume, underwater = np.int64(0), np.int64(0)
@@ -106,7 +107,7 @@ FLOAT_METRICS: Final = (
 _AFTER: Final = FLOAT_METRICS.index("min_low_after_1.2x")
 
 
-@_compiled
+@compiled
 def measure(ts, open_, high, low, close, volume, rows, starts, stops, entry_ts, integers, floats):  # type: ignore[no-untyped-def]
     """One pass over each path: prices and times as found, unscaled, into row `rows[i]` of the two outputs.
 
@@ -190,7 +191,7 @@ TP, SL, TRAIL, BREAKEVEN, TIER, TIME, HORIZON = range(len(REASONS))
 SCAN_FLOATS: Final = ("exit_price", "ret", "ret_worst", "ret_best", "mae", "mfe")
 
 
-@_compiled
+@compiled
 def _stop_after(peak, entry, sl, trail_from, trail_keep, breakeven_from, breakeven_stop, tiers):  # type: ignore[no-untyped-def]
     """The effective stop once the highest high so far is `peak`, and its reason; the first of equals in code order."""
     stop, reason = sl * entry, SL
@@ -204,7 +205,7 @@ def _stop_after(peak, entry, sl, trail_from, trail_keep, breakeven_from, breakev
     return stop, reason
 
 
-@_compiled
+@compiled
 def scan(  # type: ignore[no-untyped-def]
     ts, open_, high, low, close, rows, starts, stops, entry_ts, tradable,
     tp, sl, time_stop_ms, trail_from, trail_keep, breakeven_from, breakeven_stop, tiers,

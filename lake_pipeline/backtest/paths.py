@@ -19,12 +19,10 @@ written anew.
 from __future__ import annotations
 
 import datetime as dt
-import io
 import itertools
 import logging
-import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -34,28 +32,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
-from lake_pipeline.backtest.code import code_identity
 from lake_pipeline.backtest.config import AlertSelection, BaselineConfig, canonical_values
 from lake_pipeline.backtest.kernels import locate
+from lake_pipeline.backtest.words import HEAD, CacheFiles, CacheOrigin, CacheStyle
 from lake_pipeline.core.candles import VALUE_COLUMNS
-from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.core.canonical import sha256_hex
 from lake_pipeline.core.manifest import FileEntry, Manifest
 from lake_pipeline.core.schemas import COVERAGE_SCHEMA
 from lake_pipeline.errors import InputError, StoreError, VerificationFailed
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table
-from lake_pipeline.io.store import LocalStore, Store
+from lake_pipeline.io.store import Store
 from lake_pipeline.run import Run
 from lake_pipeline.verify import require_manifest
 
-__all__ = ["CandlePath", "PathBlock", "Paths", "open_paths", "select_alerts"]
+__all__ = ["CACHE_KIND", "CandlePath", "PathBlock", "Paths", "cache_problem", "each", "open_paths", "select_alerts"]
 
 logger = logging.getLogger(__name__)
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 _COLUMNS: Final = ("ts", *VALUE_COLUMNS)
@@ -107,7 +105,8 @@ class PathBlock(CandlePath):
 class Paths:
     """The paths of selected alerts. `alerts`, `entry_ts` and `end_ts` (ms) go together row by row.
 
-    `load(bucket)` gives a bucket's block; each alert is in exactly one of `buckets`.
+    `load(bucket)` gives a bucket's block; each alert is in exactly one of `buckets`. `cache` says where
+    what is computed of them may be cached, None for nowhere.
     """
 
     alerts: pa.Table
@@ -117,6 +116,7 @@ class Paths:
     buckets: tuple[str, ...]
     load: Callable[[str], PathBlock]
     bucket_of: Sequence[str] = field(repr=False, default=())
+    cache: CacheOrigin | None = None
 
     def identity_columns(self) -> dict[str, pa.ChunkedArray]:
         """`alert_id, mint, caller, alert_ts_utc, entry_ts_utc`: how every table of results begins."""
@@ -127,26 +127,7 @@ class Paths:
 
     def map(self, function: Callable[[PathBlock], _T], threads: int = 1) -> list[_T]:
         """`function` of each block, in the order of `buckets`, `threads` blocks at a time."""
-        results: dict[str, _T] = {}
-        waiting = deque(self.buckets)
-
-        def work() -> None:
-            # A warm block takes less time than handing it to a thread does, so threads fetch their work.
-            while True:
-                try:
-                    bucket = waiting.popleft()
-                except IndexError:
-                    return
-                try:
-                    results[bucket] = function(self.load(bucket))
-                except BaseException:
-                    waiting.clear()  # the others end with the block they have
-                    raise
-
-        with ThreadPoolExecutor(threads) as pool:
-            for worker in [pool.submit(work) for _ in range(threads)]:
-                worker.result()
-        return [results[bucket] for bucket in self.buckets]
+        return each(lambda bucket: function(self.load(bucket)), self.buckets, threads)
 
     def path(self, alert_id: str) -> CandlePath:
         """The candles of one alert's path. Raises InputError for an alert that is not selected."""
@@ -155,6 +136,30 @@ class Paths:
             raise InputError(f"alert {alert_id!r} is not among the {len(self.entry_ts)} selected alerts of the run")
         block = self.load(self.bucket_of[row])
         return block.path(int(np.flatnonzero(block.rows == row)[0]))
+
+
+def each(function: Callable[[_S], _T], items: Sequence[_S], threads: int) -> list[_T]:
+    """`function` of each of these, in their order, `threads` at a time; the first error ends it and is raised."""
+    results: dict[int, _T] = {}
+    waiting = deque(enumerate(items))
+
+    def work() -> None:
+        # A warm block takes less time than handing it to a thread does, so threads fetch their work.
+        while True:
+            try:
+                number, item = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = function(item)
+            except BaseException:
+                waiting.clear()  # the others end with what they have
+                raise
+
+    with ThreadPoolExecutor(threads) as pool:
+        for worker in [pool.submit(work) for _ in range(threads)]:
+            worker.result()
+    return [results[number] for number in range(len(items))]
 
 
 def select_alerts(alerts: pa.Table, selection: AlertSelection, kept: pa.Array | pa.ChunkedArray) -> Int64Array:
@@ -209,17 +214,16 @@ def open_paths(
     end_ts = np.minimum(entry_ts + horizon_ms, coverage.column("window_end_ms").to_numpy())
     bucket_of = coverage.column("mint_bucket").to_pylist()
     loader = _Loader(run, entries, alerts, entry_ts, end_ts, bucket_of)
-    load = loader.load
+    load, cache = loader.load, None
     if lake is not None:
-        identity = _cache_identity(manifest, selection, horizon_ms)
-        folder = layout.result_folder(run.run_id, "paths", sha256_hex(canonical_json(identity))[:12])
-        results, _, name = folder.rpartition("/")
-        if name in lake.folders(results):
-            logger.info("paths: those cached in %s are used", lake.sub(folder).uri)
+        cache = CacheOrigin(lake, run.run_id, _cache_identity(manifest, selection, horizon_ms))
+        missing, files = _STYLE.missing(cache), _STYLE.files(cache)
+        if missing is None:
+            logger.info("paths: those cached in %s are used", files.store.uri)
         else:
-            logger.info("paths: none are cached yet, the slices are read%s", " and cached" if fill_cache else "")
-        load = _Cache(lake.sub(folder), identity, loader.load, fill=fill_cache).load
-    return Paths(alerts, run.spec.interval_s, entry_ts, end_ts, tuple(sorted(set(bucket_of))), load, bucket_of)
+            logger.info("paths: %s; the slices are read%s", missing, " and cached" if fill_cache else "")
+        load = _Cache(files, loader.load, fill=fill_cache).load
+    return Paths(alerts, run.spec.interval_s, entry_ts, end_ts, tuple(sorted(set(bucket_of))), load, bucket_of, cache)
 
 
 def _read_sealed(run: Run, entry: FileEntry) -> bytes:
@@ -322,12 +326,18 @@ def _gather(tables: Sequence[pa.Table]) -> tuple[dict[str, tuple[int, int]], lis
     return ranges, columns
 
 
-# A cache file is an array of 8-byte words: the head, then rows, starts and stops, then the six columns. The head is
-# magic, identity and code (16 bytes each), bucket, checksum (16 bytes), number of paths, number of candles.
-_HEAD: Final = 10
-_CHECKSUM: Final = slice(6, 8)
-_COUNTS: Final = slice(8, 10)
-_MAGIC: Final = int.from_bytes(b"lakepth1", "little")  # another format of the file has another
+# A cache file's body: number of paths, number of candles, rows, starts and stops of the paths, the six columns.
+_COUNTS: Final = slice(HEAD, HEAD + 2)
+_BODY: Final = HEAD + 2
+
+
+CACHE_KIND: Final = "paths"
+_STYLE: Final = CacheStyle(CACHE_KIND, __name__, b"lakepth1", "their slices are read again")
+
+
+def cache_problem(store: Store, identity: Mapping[str, Any]) -> str | None:
+    """Why the files of a path cache with this identity would not be used, None if all of them would be."""
+    return CacheFiles(store, _STYLE, identity).problem()
 
 
 def _cache_identity(manifest: Manifest, selection: AlertSelection, horizon_ms: int) -> dict[str, Any]:
@@ -341,52 +351,28 @@ def _cache_identity(manifest: Manifest, selection: AlertSelection, horizon_ms: i
 class _Cache:
     """Blocks from a folder of flat files, filled from another source of blocks where they are not usable."""
 
-    def __init__(
-        self, store: Store, identity: dict[str, Any], source: Callable[[str], PathBlock], *, fill: bool
-    ) -> None:
-        self._store = store
+    def __init__(self, files: CacheFiles, source: Callable[[str], PathBlock], *, fill: bool) -> None:
+        self._files = files
         self._fill = fill
         self._source = source
         self._blocks: dict[str, PathBlock] = {}
-        self._warned = False
-        code = canonical_json(code_identity(__name__))
-        self._origin = np.concatenate([[_MAGIC], *(_digest(part) for part in (canonical_json(identity), code))])
 
     def load(self, bucket: str) -> PathBlock:
         """A bucket's block: mapped if the cache has it, else from the source, and cached."""
         if bucket in self._blocks:
             return self._blocks[bucket]
-        path = f"{bucket}.paths"
-        if self._store.exists(path):
-            words = _map_words(self._store, path)
-            if words is not None and np.array_equal(words[:_HEAD], self._head(bucket, words)):
-                block = self._blocks[bucket] = _unpacked(words)
-                return block
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "cached paths in %s are damaged or of another version, %s first: their slices are read again",
-                    self._store.uri,
-                    path,
-                )
+        words = self._files.read(bucket)
+        if words is not None:
+            block = self._blocks[bucket] = _unpacked(words)
+            return block
         block = self._source(bucket)
         if self._fill:
-            words = _packed(block)
-            words[:_HEAD] = self._head(bucket, words)
-            self._store.replace(path, words.data.cast("B"), durable=False)
+            self._files.write(bucket, _packed(block))
         return block
-
-    def _head(self, bucket: str, words: Int64Array) -> Int64Array:
-        """The head of a file of these words. The checksum finds damage at memory speed; it does not stop forgers."""
-        head = np.concatenate([self._origin, [int(bucket, 16)], [0, 0], words[_COUNTS]])
-        digest = xxhash.xxh3_128(head.tobytes())
-        digest.update(words[_HEAD:].data)
-        head[_CHECKSUM] = np.frombuffer(digest.digest(), np.int64)
-        return head
 
 
 def _packed(block: PathBlock) -> Int64Array:
-    """The words of a block with the candles its paths need, the head but for its counts left empty."""
+    """The words of a block with the candles its paths need, the head left empty."""
     empty = block.starts == block.stops
     order = np.argsort(block.starts[~empty], kind="stable")
     first, last = block.starts[~empty][order], np.maximum.accumulate(block.stops[~empty][order])
@@ -395,9 +381,9 @@ def _packed(block: PathBlock) -> Int64Array:
     lows, highs = first[opens], last[np.append(opens[1:], True)[: len(last)]]
     offsets = np.append(0, np.cumsum(highs - lows))
     paths, candles = len(block.rows), int(offsets[-1])
-    words = np.zeros(_HEAD + 3 * paths, np.int64)
+    words = np.zeros(_BODY + 3 * paths, np.int64)
     words[_COUNTS] = paths, candles
-    target = words[_HEAD:].reshape(3, paths)
+    target = words[_BODY:].reshape(3, paths)
     target[0] = block.rows
     if candles:
         # Where a range lies in the union moves its paths as a whole; empty ones go to the start.
@@ -413,23 +399,6 @@ def _packed(block: PathBlock) -> Int64Array:
 def _unpacked(words: Int64Array) -> PathBlock:
     """The block of such words, as views of them."""
     paths, candles = (int(count) for count in words[_COUNTS])
-    cuts = np.cumsum([_HEAD, paths, paths, paths, *[candles] * 6])
+    cuts = np.cumsum([_BODY, paths, paths, paths, *[candles] * 6])
     rows, starts, stops, ts, *values = (words[low:high] for low, high in itertools.pairwise(cuts))
     return _block([ts, *(value.view(np.float64) for value in values)], rows, starts, stops)
-
-
-def _digest(data: bytes) -> Int64Array:
-    return np.frombuffer(xxhash.xxh3_128_digest(data), np.int64)
-
-
-def _map_words(store: Store, path: str) -> Int64Array | None:
-    """A file as 8-byte words, mapped where it is local; None if it cannot be a block."""
-    if isinstance(store, LocalStore):
-        with store.open(path) as file:
-            size = file.seek(0, io.SEEK_END)
-            data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    else:
-        data = store.read(path)
-    if len(data) % 8 or len(data) < 8 * _HEAD:
-        return None
-    return np.frombuffer(data, np.int64)

@@ -58,11 +58,14 @@ __all__ = [
     "baseline_result",
     "caller_file_names",
     "file_names",
+    "find_or_make",
     "find_result",
+    "part_result",
     "per_alert_result",
     "per_caller_result",
     "per_trade_result",
     "result_keys",
+    "run_identity",
     "stored_record",
     "strategy_result",
     "write_per_alert",
@@ -138,7 +141,7 @@ def baseline_result(
     RunNotSealed, InputError, and VerificationFailed for a run or a result that is not what was sealed.
     """
     identity = {
-        **_run_identity(run, selection),
+        **run_identity(run, selection),
         "parameters": {"baseline": canonical_values(config), "callers": canonical_values(callers)},
         "code": code_identity(f"{_BACKTEST}.baseline", f"{_BACKTEST}.callers"),
     }
@@ -149,7 +152,7 @@ def baseline_result(
         write_table(store, "baseline.parquet", baseline)
         write_table(store, "caller_stats.parquet", compute_caller_stats(baseline, callers))
 
-    return BaselineResult(*_find_or_make(lake, run, "baseline", identity, write, threads))
+    return BaselineResult(*find_or_make(lake, run, "baseline", identity, write, threads))
 
 
 def strategy_result(
@@ -167,7 +170,7 @@ def strategy_result(
     `baseline_result` does.
     """
     identity = {
-        **_run_identity(run, selection),
+        **run_identity(run, selection),
         "parameters": {"baseline": canonical_values(config), "strategy": canonical_values(strategy)},
         "code": code_identity(f"{_BACKTEST}.trades"),
     }
@@ -178,12 +181,12 @@ def strategy_result(
         write_table(store, "trades.parquet", trades)
         store.create("summary.json", canonical_json(summarise(trades, strategy)))
 
-    return StrategyResult(*_find_or_make(lake, run, "strategy", identity, write, threads))
+    return StrategyResult(*find_or_make(lake, run, "strategy", identity, write, threads))
 
 
 def per_alert_result(lake: Store, run: Run, baseline: BaselineResult, paths: Paths, *, threads: int = 2) -> Result:
     """The price action of each alert, in `per_alert` of a stored baseline; `paths` are those it was measured on."""
-    return _part(
+    return part_result(
         lake, run, baseline, "per_alert", lambda store: write_per_alert(store, paths, threads=threads), threads
     )
 
@@ -194,7 +197,7 @@ def per_caller_result(lake: Store, run: Run, baseline: BaselineResult, *, thread
     def write(store: Store) -> None:
         write_per_caller(store, baseline.baseline(), threads=threads)
 
-    return _part(lake, run, baseline, "per_caller", write, threads)
+    return part_result(lake, run, baseline, "per_caller", write, threads)
 
 
 def per_trade_result(
@@ -205,7 +208,7 @@ def per_trade_result(
     def write(store: Store) -> None:
         write_per_trade(store, paths, result.trades(), strategy, threads=threads)
 
-    return _part(lake, run, result, "per_trade", write, threads)
+    return part_result(lake, run, result, "per_trade", write, threads)
 
 
 def find_result(lake: Store, prefix: str, run_id: str | None = None, *, threads: int = 2) -> StoredResult:
@@ -264,17 +267,27 @@ def result_keys(lake: Store, run_id: str, kind: str, content_sha256: str) -> lis
     return sorted(keys)
 
 
-def _run_identity(run: Run, selection: AlertSelection) -> dict[str, Any]:
+def run_identity(run: Run, selection: AlertSelection) -> dict[str, Any]:
+    """What the key of every result of a run and a selection begins with."""
     return {"content_sha256": require_manifest(run).content_sha256, "selection": canonical_values(selection)}
 
 
-def _part(lake: Store, run: Run, result: Result, name: str, write: Callable[[Store], None], threads: int) -> Result:
-    identity = {"of": result.key, "part": name, "code": code_identity(__name__)}
+def part_result(
+    lake: Store,
+    run: Run,
+    result: Result,
+    name: str,
+    write: Callable[[Store], None],
+    threads: int,
+    module: str = __name__,
+) -> Result:
+    """A folder inside that of a result with a seal of its own, written by `write` of `module` unless it is there."""
+    identity = {"of": result.key, "part": name, "code": code_identity(module)}
     folder = f"{layout.result_folder(run.run_id, result.record.kind, result.key)}/{name}"
-    return Result(*_find_or_make(lake, run, name, identity, write, threads, folder))
+    return Result(*find_or_make(lake, run, name, identity, write, threads, folder))
 
 
-def _find_or_make(
+def find_or_make(
     lake: Store,
     run: Run,
     kind: str,
@@ -283,7 +296,10 @@ def _find_or_make(
     threads: int,
     folder: str | None = None,
 ) -> tuple[ResultRecord, Store, bool]:
-    """The result of this identity: its record, its folder, and whether `write` had to make it."""
+    """The result of this identity: its record, its folder, and whether `write` had to make it.
+
+    Raises VerificationFailed for one that is not what was sealed.
+    """
     key = sha256_hex(canonical_json(identity))[:12]
     folder = folder or layout.result_folder(run.run_id, kind, key)
     store = lake.sub(folder)

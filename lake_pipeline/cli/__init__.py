@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import click
 
-from lake_pipeline.cli import adhoc, backtest, export, inspect, replay, report
+from lake_pipeline.cli import adhoc, backtest, export, inspect, optimizer, replay, report
 from lake_pipeline.errors import LakeError
 
 __all__ = ["lake", "main"]
@@ -38,13 +38,14 @@ def lake() -> None:
     \b
         lake baseline --run RUN
         lake strategy --run RUN --tp 2.0 --sl 0.5
+        lake optimizer --run RUN --trials 1000
         lake report RUN -o report.html
 
     Exit codes: 0 done, 1 a check failed, 2 usage or environment.
     """
 
 
-_TOPICS = (export, adhoc, inspect, backtest, replay, report)
+_TOPICS = (export, adhoc, inspect, backtest, replay, optimizer, report)
 for command in (command for topic in _TOPICS for command in topic.COMMANDS):
     lake.add_command(command)
 

@@ -2,195 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lake_pipeline.cli.options import (
-    alerts_options,
-    data_root_option,
-    export_config,
-    source_options,
-    strategy_config,
-    strategy_options,
-)
+from lake_pipeline.cli.options import data_root_option, strategy_config, strategy_options
 from lake_pipeline.cli.output import format_option, print_mapping, print_rows
+from lake_pipeline.cli.results import (
+    asked_for,
+    export_file,
+    export_folder,
+    file_option,
+    folder_option,
+    ordered,
+    percent,
+    print_table,
+    result_head,
+    say_state,
+    sealed_run_options,
+    short_number,
+    store_result,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from lake_pipeline.backtest import AlertSelection, BaselineResult, StrategyResult
     from lake_pipeline.backtest.diff import AlertDiff, Causes
-    from lake_pipeline.io.store import Store
-    from lake_pipeline.run import Run
 
 __all__ = ["COMMANDS"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-# The run that is made of alerts when nothing else is said: an hour before, two days and a half after.
-_DEFAULT_RUN: Final = {"interval": "1m", "window": "pre52_post4948"}
-_ALERT_OPTIONS: Final = ("alerts", "duckdb", "alerts_table", "chain", "table", "database", "interval", "window")
-
-
-def _run_options(function: F) -> F:
-    """Which run, and what every command does with its result."""
-    for option in reversed(
-        (
-            click.option(
-                "--run", "run_id", metavar="RUN", help="A sealed run. Without it the run of the alerts below."
-            ),
-            alerts_options,
-            click.option("--interval", metavar="I", help=f"Candle length. [default: {_DEFAULT_RUN['interval']}]"),
-            click.option("--window", metavar="W", help=f"pre<N>_post<M>. [default: {_DEFAULT_RUN['window']}]"),
-            source_options,
-            data_root_option,
-            click.option("--threads", type=int, metavar="N", help="Work at once. [default: cores, at most 8]"),
-            click.option(
-                "--horizon-hours",
-                type=float,
-                default=48.0,
-                show_default=True,
-                metavar="H",
-                help="Length of a path after its entry.",
-            ),
-            click.option(
-                "--store-duckdb",
-                is_flag=True,
-                help="Also into the database of --duckdb, in one transaction; repeating it changes nothing.",
-            ),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the common options came to. `database` is where --store-duckdb goes."""
-
-    lake: Store
-    run: Run
-    selection: AlertSelection
-    threads: int
-    database: str | None
-
-
-def _asked(values: dict[str, Any]) -> _Asked:
-    """The sealed run, found or exported, and the alerts of it. Raises LakeError and UsageError."""
-    from lake_pipeline.backtest import AlertSelection
-    from lake_pipeline.run import load_run
-    from lake_pipeline.settings import LakeSettings, SourceSettings, parse_day, parse_settings
-
-    threads = values["threads"]
-    thread_count = parse_settings(SourceSettings, {"threads": threads}).thread_count
-    database = _database(values) if values["store_duckdb"] else None
-    if values["run_id"] is None:
-        if not (values["alerts"] or values["duckdb"]):
-            raise click.UsageError("give --run RUN, or the alerts to make a run of with --duckdb FILE or --alerts FILE")
-        given = {name: values[name] for name in (*_ALERT_OPTIONS, "from_day", "to_day", "data_root", "threads")}
-        config = export_config({**_DEFAULT_RUN, **{name: value for name, value in given.items() if value is not None}})
-        # The days chose the alerts of the run: all of them are selected.
-        from lake_pipeline.cli.export import sealed_run
-
-        return _Asked(config.store(), sealed_run(config), AlertSelection(), thread_count, database)
-    foreign = [name for name in _ALERT_OPTIONS if values[name] is not None and not (name == "duckdb" and database)]
-    if foreign:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-        raise click.UsageError(
-            f"--run {values['run_id']} has its alerts and settings; leave out {options} "
-            "(--duckdb goes with --run only to say where --store-duckdb writes)"
-        )
-    lake = LakeSettings(data_root=values["data_root"]).store()
-    selection = AlertSelection(parse_day("--from", values["from_day"]), parse_day("--to", values["to_day"]))
-    return _Asked(lake, load_run(lake, values["run_id"]), selection, thread_count, database)
-
-
-def _database(values: dict[str, Any]) -> str:
-    path: str | None = values["duckdb"]
-    if path is None:
-        raise click.UsageError(
-            "--store-duckdb writes into the database of --duckdb, and none is given. A run of other alerts is "
-            "stored by --run RUN --duckdb FILE --store-duckdb"
-        )
-    return path
-
-
-def _store(asked: _Asked, result: BaselineResult | StrategyResult) -> None:
-    if asked.database is None:
-        return
-    from lake_pipeline.backtest.database import store_in_database
-
-    stored = store_in_database(asked.database, asked.run, result)
-    what = "stored in" if stored else "is there already, nothing changed in"
-    click.echo(f"{result.record.kind} {result.key} {what} {asked.database}", err=True)
-
-
-def _say(result: BaselineResult | StrategyResult) -> None:
-    state = "computed" if result.created else "was computed before; found, verified and used"
-    click.echo(f"{result.record.kind} {result.key} {state}: {result.store.uri}", err=True)
-
-
-def _head(asked: _Asked, result: BaselineResult | StrategyResult) -> dict[str, Any]:
-    return {
-        "run": asked.run.run_id,
-        "key": result.key,
-        "state": "computed" if result.created else "found",
-        "path": result.store.uri,
-    }
-
-
-def _export_file(result: BaselineResult | StrategyResult, name: str, target: Path | None) -> None:
-    """A copy of a file of the result; one that is there is replaced."""
-    if target is None:
-        return
-    from lake_pipeline.io.store import LocalStore
-
-    LocalStore(target.parent).replace(target.name, result.store.read(name))
-    click.echo(f"written: {target}", err=True)
-
-
-def _export_folder(target: Path | None, names: Callable[[], Iterable[str]], write: Callable[[Store], None]) -> None:
-    """Files of a result in a folder that holds no others. Raises ConfigError where it does."""
-    if target is None:
-        return
-    from lake_pipeline.errors import ConfigError
-    from lake_pipeline.io.store import LocalStore
-
-    store = LocalStore(target)
-    own = set(names())
-    foreign = [file.path for file in store.files() if not file.temporary and file.path not in own]
-    if foreign:
-        raise ConfigError(
-            f"folder {target} holds {len(foreign)} files that are not of this result, such as {foreign[0]}: "
-            "give a new folder"
-        )
-    write(store)
-    click.echo(f"written: {target}, {len(store.files()):,} files", err=True)
-
-
-def _file_option(name: str, what: str) -> Callable[[F], F]:
-    return click.option(name, type=click.Path(path_type=Path), metavar="FILE", help=f"Write {what}.")
-
-
-def _folder_option(name: str, what: str) -> Callable[[F], F]:
-    return click.option(name, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=f"Write {what}.")
-
 
 @click.command()
-@_run_options
+@sealed_run_options
 @click.option(
     "--min-trades", type=int, default=10, show_default=True, metavar="N", help="Alerts a ranked caller has at least."
 )
 @click.option("--top", type=click.IntRange(min=0), default=50, show_default=True, metavar="N", help="Callers to show.")
-@_file_option(
-    "--export-baseline-parquet", "the baseline, one row an alert (in a folder: baseline_cache_<days>.parquet)"
-)
-@_folder_option("--export-per-alert-parquet", "a file of candles for each alert, from its entry on")
-@_folder_option("--export-per-caller-parquet", "a file of baseline rows for each caller")
+@file_option("--export-baseline-parquet", "the baseline, one row an alert (in a folder: baseline_cache_<days>.parquet)")
+@folder_option("--export-per-alert-parquet", "a file of candles for each alert, from its entry on")
+@folder_option("--export-per-caller-parquet", "a file of baseline rows for each caller")
 @format_option
 def baseline(
     min_trades: int,
@@ -221,18 +74,19 @@ def baseline(
         write_per_alert,
         write_per_caller,
     )
+    from lake_pipeline.backtest.database import store_in_database
     from lake_pipeline.backtest.results import alert_file_names, caller_file_names
     from lake_pipeline.backtest.summary import summarise_baseline
 
     config, callers = BaselineConfig(horizon_hours=values["horizon_hours"]), CallerConfig(min_trades=min_trades)
-    asked = _asked(values)
+    asked = asked_for(values)
     result = baseline_result(asked.lake, asked.run, config, callers, asked.selection, threads=asked.threads)
-    _say(result)
+    say_state(result)
     table, ranked = result.baseline(), result.caller_stats()
     if export_baseline_parquet and export_baseline_parquet.is_dir():
         export_baseline_parquet /= _cache_name(table, values["from_day"], values["to_day"])
-    _export_file(result, "baseline.parquet", export_baseline_parquet)
-    _export_folder(
+    export_file(result, "baseline.parquet", export_baseline_parquet)
+    export_folder(
         export_per_alert_parquet,
         lambda: alert_file_names("alert", table),
         lambda store: write_per_alert(
@@ -241,22 +95,22 @@ def baseline(
             threads=asked.threads,
         ),
     )
-    _export_folder(
+    export_folder(
         export_per_caller_parquet,
         lambda: caller_file_names(table).values(),
         lambda store: write_per_caller(store, table, threads=asked.threads),
     )
-    _store(asked, result)
+    store_result(asked, result, store_in_database)
     rows = ranked.slice(0, top).to_pylist()
     if format_ == "csv":
         print_rows(rows, format_)
         return
     summary = summarise_baseline(table)
-    document = {**_head(asked, result), **summary, "ranked_callers": ranked.num_rows, "callers": rows}
-    print_mapping(_baseline_lines(_head(asked, result), summary), format_, document=document)
+    document = {**result_head(asked, result), **summary, "ranked_callers": ranked.num_rows, "callers": rows}
+    print_mapping(_baseline_lines(result_head(asked, result), summary), format_, document=document)
     if format_ == "table":
         click.echo(f"\ncallers with at least {min_trades} ok alerts: {ranked.num_rows:,}, by score")
-        _print_table(map(_caller_row, rows), empty="none; --min-trades asks for fewer alerts")
+        print_table(map(_caller_row, rows), empty="none; --min-trades asks for fewer alerts")
 
 
 def _cache_name(baseline: pa.Table, from_day: str | None, to_day: str | None) -> str:
@@ -274,18 +128,18 @@ def _baseline_lines(head: dict[str, Any], summary: dict[str, Any]) -> dict[str, 
         "censored": f"{summary['censored']:,} of {ok:,} ok alerts: candles end before the horizon, figures are bounds",
         "excluded": f"{summary['excluded']:,} alerts that are not ok have no figures",
         "no caller": summary["without_caller"],
-        "medians": {name: _short(value) for name, value in summary["medians"].items()},
-        "reached": {name: _percent(value) for name, value in summary["hit_rates"].items()},
+        "medians": {name: short_number(value) for name, value in summary["medians"].items()},
+        "reached": {name: percent(value) for name, value in summary["hit_rates"].items()},
     }
 
 
 def _caller_row(row: dict[str, Any]) -> dict[str, Any]:
     """A caller in a line a terminal holds; csv and json have every column."""
     return {
-        **_ordered(row, ("rank", "caller", "score", "n", "n_censored", "n_excluded")),
+        **ordered(row, ("rank", "caller", "score", "n", "n_censored", "n_excluded")),
         "median_ath": row["median_ath_mult"],
         "p95_ath": row["p95_ath_mult"],
-        **_ordered(row, ("hit_2x", "hit_3x", "hit_5x", "hit_10x")),
+        **ordered(row, ("hit_2x", "hit_3x", "hit_5x", "hit_10x")),
         "t2x_s": row["median_time_to_2x_s"],
         "dd_initial": row["median_dd_initial"],
         "dd_overall": row["median_dd_overall"],
@@ -293,31 +147,11 @@ def _caller_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: Iterable[dict[str, Any]], empty: str = "none") -> None:
-    """Rows for people: numbers to four digits after the point."""
-    rounded = [
-        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows
-    ]
-    print_rows(rounded, "table", empty=empty)
-
-
-def _ordered(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: values[name] for name in names}
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.6g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
 @click.command()
-@_run_options
+@sealed_run_options
 @strategy_options
-@_file_option("--export-trades-parquet", "the trades, one row an alert")
-@_folder_option("--export-per-trade-parquet", "a file of candles and levels for each trade, from entry to exit")
+@file_option("--export-trades-parquet", "the trades, one row an alert")
+@folder_option("--export-per-trade-parquet", "a file of candles and levels for each trade, from entry to exit")
 @format_option
 def strategy(
     export_trades_parquet: Path | None,
@@ -344,17 +178,18 @@ def strategy(
         strategy_result,
         write_per_trade,
     )
+    from lake_pipeline.backtest.database import store_in_database
     from lake_pipeline.backtest.results import alert_file_names
 
     config = BaselineConfig(horizon_hours=values["horizon_hours"])
     exits = strategy_config({field.name: values.pop(field.name) for field in fields(StrategyConfig)})
-    asked = _asked(values)
+    asked = asked_for(values)
     result = strategy_result(asked.lake, asked.run, exits, config, asked.selection, threads=asked.threads)
-    _say(result)
-    _export_file(result, "trades.parquet", export_trades_parquet)
+    say_state(result)
+    export_file(result, "trades.parquet", export_trades_parquet)
     if export_per_trade_parquet:
         trades = result.trades()
-        _export_folder(
+        export_folder(
             export_per_trade_parquet,
             lambda: alert_file_names("trade", trades),
             lambda store: write_per_trade(
@@ -365,8 +200,8 @@ def strategy(
                 threads=asked.threads,
             ),
         )
-    _store(asked, result)
-    _print_strategy(_head(asked, result), result.summary(), format_)
+    store_result(asked, result, store_in_database)
+    _print_strategy(result_head(asked, result), result.summary(), format_)
 
 
 def _print_strategy(head: dict[str, Any], summary: dict[str, Any], format_: str) -> None:
@@ -379,7 +214,7 @@ def _print_strategy(head: dict[str, Any], summary: dict[str, Any], format_: str)
         share = figures["ambiguous_share"]
         print_rows(
             [
-                {"case": case, "n": figures["n"], **_ordered(figures[case], FIGURES), "ambiguous_share": share}
+                {"case": case, "n": figures["n"], **ordered(figures[case], FIGURES), "ambiguous_share": share}
                 for case in CASES
             ],
             format_,
@@ -388,20 +223,20 @@ def _print_strategy(head: dict[str, Any], summary: dict[str, Any], format_: str)
     lines = {
         **head,
         "alerts": figures["alerts"],
-        "status": _ordered(figures["statuses"], STATUSES),
+        "status": ordered(figures["statuses"], STATUSES),
         "trades": figures["n"],
-        "exits": _ordered(figures["exit_reasons"], REASONS),
-        "ambiguous": f"{_percent(figures['ambiguous_share'])} of the trades: one candle reached take-profit and stop",
+        "exits": ordered(figures["exit_reasons"], REASONS),
+        "ambiguous": f"{percent(figures['ambiguous_share'])} of the trades: one candle reached take-profit and stop",
     }
     print_mapping(lines, format_, document={**head, **summary})
     if format_ != "table":
         return
     click.echo()
-    _print_table({"case": case, **_ordered(figures[case], FIGURES)} for case in CASES)
+    print_table({"case": case, **ordered(figures[case], FIGURES)} for case in CASES)
     callers = sorted(summary["callers"].items(), key=lambda item: (-item[1]["n"], item[0].encode()))
     if callers:
         click.echo(f"\nthe callers with most trades, of {len(callers):,} (json has all):")
-        _print_table({"caller": name, "n": each["n"], **_ordered(each["case"], FIGURES)} for name, each in callers[:10])
+        print_table({"caller": name, "n": each["n"], **ordered(each["case"], FIGURES)} for name, each in callers[:10])
 
 
 @click.command("diff-results")
@@ -444,14 +279,14 @@ def diff_results(key_a: str, key_b: str, run_id: str | None, top: int, data_root
         if moved:
             alerts_moved = len({each.alert_id for each in found.moved})
             click.echo(f"\n{len(moved):,} metrics of {alerts_moved:,} alerts moved; by metric, then the first:")
-            _print_table(_by_metric(found.moved))
+            print_table(_by_metric(found.moved))
             click.echo()
             # The equity of every trade after the first that moved has moved too.
-            _print_table([row for row in moved if row["metric"] != "equity"][:top], empty="nothing but equity moved")
+            print_table([row for row in moved if row["metric"] != "equity"][:top], empty="nothing but equity moved")
         if found.callers:
             flipped = [each for each in found.callers if each.rank_a != each.rank_b]
             click.echo(f"\n{len(flipped):,} callers have another rank, {len(found.callers):,} another measure or rank:")
-            _print_table(asdict(each) for each in found.callers[:top])
+            print_table(asdict(each) for each in found.callers[:top])
     if not found.same:
         raise click.exceptions.Exit(1)
 

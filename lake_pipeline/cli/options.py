@@ -18,6 +18,7 @@ __all__ = [
     "data_root_option",
     "export_config",
     "run_options",
+    "search_options",
     "source_options",
     "strategy_config",
     "strategy_options",
@@ -85,11 +86,7 @@ class _Level(click.ParamType):  # type: ignore[type-arg]  # it has none in click
 _NO_LEVEL: Final = "none"
 _LEVEL: Final = _Level()
 
-strategy_options = _all(
-    click.option(
-        "--tp", type=_LEVEL, metavar="X", help="Take-profit, a multiple of the entry price, or none. [default: 2.0]"
-    ),
-    click.option("--sl", type=_LEVEL, metavar="X", help="Stop-loss, a multiple of the entry, or none. [default: 0.5]"),
+_trade_options = _all(
     click.option(
         "--intrabar-order",
         type=click.Choice(["sl_first", "tp_first"]),
@@ -102,6 +99,17 @@ strategy_options = _all(
     ),
     click.option("--fee-bps", type=float, metavar="BPS", help="Fees of the round trip. [default: 30]"),
     click.option("--slippage-bps", type=float, metavar="BPS", help="Slippage of each side. [default: 50]"),
+)
+_risk_option = click.option(
+    "--risk-per-trade", type=float, metavar="F", help="Of the equity, what a stop costs. [default: 0.02]"
+)
+
+strategy_options = _all(
+    click.option(
+        "--tp", type=_LEVEL, metavar="X", help="Take-profit, a multiple of the entry price, or none. [default: 2.0]"
+    ),
+    click.option("--sl", type=_LEVEL, metavar="X", help="Stop-loss, a multiple of the entry, or none. [default: 0.5]"),
+    _trade_options,
     click.option("--time-stop-hours", type=float, metavar="H", help="Leave at the open of the candle at this age."),
     click.option(
         "--trail-activation", type=float, metavar="A", help="Gain that starts the trailing stop, 0.5 is 50 %."
@@ -110,7 +118,25 @@ strategy_options = _all(
     click.option("--breakeven-trigger", type=float, metavar="T", help="Gain that moves the stop to break-even."),
     click.option("--breakeven-offset", type=float, metavar="O", help="Where to, over the entry price. [default: 0]"),
     click.option("--tiers", metavar="LADDER", help="2x:1.2,3x:1.6: at 2x the stop moves to 1.2x, at 3x to 1.6x."),
-    click.option("--risk-per-trade", type=float, metavar="F", help="Of the equity, what a stop costs. [default: 0.02]"),
+    _risk_option,
+)
+
+# What `lake strategy` takes as a number is a range here.
+search_options = _all(
+    click.option(
+        "--tp", metavar="RANGE", help="Take-profit: lo:hi:step, values and none, commas between. [default: 1.5:3.5:.01]"
+    ),
+    click.option("--sl", metavar="RANGE", help="Stop-loss, likewise. [default: .3:.6:.01]"),
+    _trade_options,
+    click.option("--time-stop-hours", metavar="RANGE", help="Leave at the open of the candle at this age."),
+    click.option("--trail-activation", metavar="RANGE", help="Gain that starts the trailing stop, 0.5 is 50 %."),
+    click.option("--trail-distance", metavar="RANGE", help="How far below the peak the stop trails."),
+    click.option("--breakeven-trigger", metavar="RANGE", help="Gain that moves the stop to break-even."),
+    click.option("--breakeven-offset", metavar="RANGE", help="Where to, over the entry price. [default: 0]"),
+    click.option(
+        "--tiers", multiple=True, metavar="LADDER", help="2x:1.2,3x:1.6 or none; several times to choose from several."
+    ),
+    _risk_option,
 )
 
 

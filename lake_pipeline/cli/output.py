@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
-__all__ = ["format_option", "print_mapping", "print_rows", "progress", "readable_bytes"]
+__all__ = ["Advance", "format_option", "print_mapping", "print_rows", "progress", "readable_bytes"]
 
 format_option = click.option(
     "--format",
@@ -89,11 +89,18 @@ def readable_bytes(size: int) -> str:
     return f"{amount:.1f} TB"
 
 
+class Advance(Protocol):
+    """Moves a progress bar by a count, and shows a note beside it."""
+
+    def __call__(self, count: int, note: str = "") -> None:
+        """Move it."""
+
+
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None) -> Iterator[Advance]:
     """A progress bar on stderr where that is a terminal; yields a function to advance it by a count."""
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield lambda count, note="": None
         return
     from rich.console import Console
     from rich.progress import (
@@ -106,6 +113,11 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)
+    note_column = TextColumn("{task.fields[note]}")
+    with Progress(*columns, TimeRemainingColumn(), note_column, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(count: int, note: str = "") -> None:
+            bar.update(task, advance=count, note=note)
+
+        yield advance

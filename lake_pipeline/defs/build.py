@@ -8,21 +8,22 @@ from typing import Any
 
 import dagster as dg
 
-from lake_pipeline.defs.assets import backtest, lake
+from lake_pipeline.defs.assets import backtest, lake, optimize
 from lake_pipeline.defs.console import console_logger
-from lake_pipeline.defs.jobs import BACKTEST_JOB, EXPORT_JOB, build_jobs
+from lake_pipeline.defs.jobs import BACKTEST_JOB, EXPORT_JOB, OPTIMIZE_JOB, build_jobs
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
     LakeResource,
     LakeRunResource,
+    OptimizerResource,
     StrategyResource,
 )
 from lake_pipeline.defs.schedules import DEFAULT_NIGHTLY_CRON, build_schedules
 from lake_pipeline.defs.sensors import build_sensors
 from lake_pipeline.export import BucketResult
 
-__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "build_definitions"]
+__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "OPTIMIZE_JOB", "build_definitions"]
 
 
 def build_definitions(
@@ -36,15 +37,19 @@ def build_definitions(
     """Fresh Definitions.
 
     `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`, `baseline_settings`,
-    `strategy_settings`); `backfill_policy` that of `candles` (default: one run for all partitions); `on_bucket` sees
-    each exported bucket. `nightly_cron` is when `nightly_export` ticks, in UTC; `sensor_interval_s` replaces the time
-    between two ticks of each sensor.
+    `strategy_settings`, `optimizer_settings`); `backfill_policy` that of `candles` (default: one run for all
+    partitions); `on_bucket` sees each exported bucket. `nightly_cron` is when `nightly_export`
+    ticks, in UTC; `sensor_interval_s` replaces the time between two ticks of each sensor.
     """
     policy = backfill_policy or dg.BackfillPolicy.single_run()
     with warnings.catch_warnings():
         # Backfill policies on assets are beta in this minor, which the pin allows for.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets = [*lake.build_lake_assets(policy, on_bucket), *backtest.build_backtest_assets()]
+        assets = [
+            *lake.build_lake_assets(policy, on_bucket),
+            *backtest.build_backtest_assets(),
+            *optimize.build_optimize_assets(),
+        ]
     parts: dict[str, Any] = {
         "assets": assets,
         "resources": {
@@ -53,6 +58,7 @@ def build_definitions(
             "lake_run": LakeRunResource.configure_at_launch(),
             "baseline_settings": BaselineResource.configure_at_launch(),
             "strategy_settings": StrategyResource.configure_at_launch(),
+            "optimizer_settings": OptimizerResource.configure_at_launch(),
             **(resources or {}),
         },
         "loggers": {"console": console_logger},

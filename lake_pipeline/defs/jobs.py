@@ -7,14 +7,15 @@ from typing import Any, Final
 
 import dagster as dg
 
-from lake_pipeline.defs.assets import backtest, lake
-from lake_pipeline.defs.partitions import WHOLE_RANGE
+from lake_pipeline.defs.assets import backtest, lake, optimize
 from lake_pipeline.defs.resources import DEMO_RUN
+from lake_pipeline.defs.run_config import WHOLE_RANGE
 
-__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "ExportJob", "build_jobs"]
+__all__ = ["BACKTEST_JOB", "EXPORT_JOB", "OPTIMIZE_JOB", "ExportJob", "build_jobs"]
 
 EXPORT_JOB: Final = "export_run"
 BACKTEST_JOB: Final = "backtest_run"
+OPTIMIZE_JOB: Final = "optimize_run"
 _DEMO_RUN_ID: Final = "demo"
 
 
@@ -64,7 +65,15 @@ def build_jobs(parts: Mapping[str, Any]) -> list[Any]:
         f"**[Open the Launchpad]({BACKTEST_JOB}/playground)**: its config names the run of `make demo`; put another "
         "`run_id` there and launch. What was computed before is found, not computed again.",
     )
-    return [ExportJob(dg.Definitions(**parts, jobs=[export]).resolve_job_def(EXPORT_JOB)), backtest_run]
+    optimize_run = dg.define_asset_job(
+        OPTIMIZE_JOB,
+        selection=dg.AssetSelection.groups(optimize.GROUP),
+        config=_run_config(run_id=_DEMO_RUN_ID),
+        description="Search the exits of a sealed run on train alerts, and report the winner.\n\n"
+        f"**[Open the Launchpad]({OPTIMIZE_JOB}/playground)**: its config names the run of `make demo`, whose alerts "
+        "are too few to learn from: put another `run_id` there and launch.",
+    )
+    return [ExportJob(dg.Definitions(**parts, jobs=[export]).resolve_job_def(EXPORT_JOB)), backtest_run, optimize_run]
 
 
 def _run_config(**lake_run: str) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from lake_pipeline.seal import CoverageResult, SealResult
 
 if TYPE_CHECKING:
     from lake_pipeline.backtest import BaselineResult, Result, StrategyResult
+    from lake_pipeline.optimizer.results import OptimizeResult
 
 __all__ = [
     "baseline_metadata",
     "bucket_metadata",
     "caller_metadata",
     "coverage_metadata",
+    "optimization_metadata",
     "price_action_metadata",
     "seal_metadata",
     "snapshot_metadata",
@@ -172,6 +174,40 @@ def trades_metadata(result: StrategyResult, run_id: str) -> Metadata:
         "strategy": result.record.identity["parameters"]["strategy"],
         "outcomes": _picture(plots.outcome_bars(figures["exit_reasons"])),
         "equity_curve": _picture(plots.equity_curve(_values(order, "equity"))),
+    }
+
+
+def optimization_metadata(result: OptimizeResult, report: Mapping[str, Any], pictures: Result, run_id: str) -> Metadata:
+    """Of the asset `optimization`; `report` is that of the result."""
+    last, winner = report["folds"][-1], report["winner"]
+    shown: dict[str, Any] = {
+        **_result_metadata(result, run_id, f"{result.store.uri}/trials.parquet", last["trials"]["evaluated"]),
+        "folds": len(report["folds"]),
+        "trials_passing_gates": last["trials"]["passed_gates"],
+        **{name: last[name] for name in ("train_alerts", "purged_alerts", "test_alerts")},
+    }
+    if winner is not None:
+        luck = winner["luck_on_run"]
+        shown |= {
+            "winner": winner["strategy"],
+            "objective": report["objective"],
+            **{f"{period}_objective": winner[f"{period}_objective"] for period in ("train", "test")},
+            **{
+                f"{period}_{name}": winner[period][name]
+                for period in ("train", "test")
+                for name in ("n", "mean_ret", "win_rate", "sharpe", "ambiguous_share", "mean_ret_worst")
+            },
+            "test_interval": winner["test_interval"],
+            "trials_on_run": luck["trials"],
+            **{name: luck[name] for name in ("deflated_sharpe", "published_deflated_sharpe")},
+            "plateau_ratio": winner["plateau"]["ratio"],
+            "worst_lane": winner["lanes"][0]["worst"],
+            "concerns": dg.MetadataValue.md("".join(f"- {each}\n" for each in winner["concerns"]) or "none"),
+        }
+    return {
+        **shown,
+        **{name: _picture(pictures.store.read(f"{name}.png")) for name in ("heatmap", "trials", "equity")},
+        "folds_picture": _picture(pictures.store.read("folds.png")),
     }
 
 

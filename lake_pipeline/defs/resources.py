@@ -12,7 +12,14 @@ from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.demo import DEMO_INTERVAL, DEMO_WINDOW
 from lake_pipeline.errors import ConfigError
 from lake_pipeline.run import Run, load_run
-from lake_pipeline.settings import BaselineSettings, LakeSettings, RunSettings, SourceSettings, StrategySettings
+from lake_pipeline.settings import (
+    BaselineSettings,
+    LakeSettings,
+    OptimizerSettings,
+    RunSettings,
+    SourceSettings,
+    StrategySettings,
+)
 
 __all__ = [
     "DEMO_RUN",
@@ -20,6 +27,7 @@ __all__ = [
     "CandleSourceResource",
     "LakeResource",
     "LakeRunResource",
+    "OptimizerResource",
     "StrategyResource",
 ]
 
@@ -92,3 +100,7 @@ class BaselineResource(BaselineSettings, dg.ConfigurableResource):  # type: igno
 
 class StrategyResource(StrategySettings, dg.ConfigurableResource):  # type: ignore[type-arg]
     """The strategy of the trades, all with defaults."""
+
+
+class OptimizerResource(OptimizerSettings, dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The search over exits, all with defaults."""

@@ -25,6 +25,7 @@ __all__ = [
     "RUN_RECORD",
     "bucket_folder",
     "is_part",
+    "ledger_folder",
     "part_path",
     "receipt_path",
     "rejected_path",
@@ -57,6 +58,11 @@ def run_folder(run_id: str) -> str:
 def result_folder(run_id: str, kind: str, key: str) -> str:
     """Folder of one result of a run, relative to the data root; `kind` is baseline, strategy, paths ..."""
     return f"{RESULTS}/run_id={check_run_id(run_id)}/{kind}={key}"
+
+
+def ledger_folder(run_id: str) -> str:
+    """Folder of the trials ever evaluated on a run, relative to the data root."""
+    return f"{RESULTS}/run_id={check_run_id(run_id)}/ledger"
 
 
 def slices_folder(spec: RunSpec) -> str:

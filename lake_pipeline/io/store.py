@@ -89,6 +89,10 @@ class Store(Protocol):
     def uri(self) -> str:
         """Where this is, for people and for Dagster's metadata."""
 
+    @property
+    def locks(self) -> bool:
+        """Whether `lock` keeps others out. Where it does not, others may be writing at any time."""
+
     def sub(self, path: str) -> Store:
         """The store rooted at a folder of this one."""
 
@@ -142,11 +146,8 @@ class Store(Protocol):
     def delete(self, path: str) -> None:
         """Remove a file that is there."""
 
-    def lock(self, *, exclusive: bool) -> contextlib.AbstractContextManager[bool]:
-        """Hold the root against other processes and threads; waits until it is free.
-
-        False where there are no locks: then others may be writing at any time.
-        """
+    def lock(self, *, exclusive: bool) -> contextlib.AbstractContextManager[None]:
+        """Hold the root against other processes and threads; waits until it is free. Nothing without `locks`."""
 
 
 def open_store(data_root: str) -> Store:
@@ -175,6 +176,8 @@ class LocalStore:
     A file is written under a temporary name in its final folder, synced, and given its name by a hard
     link, which fails where the name is taken; then the folder is synced.
     """
+
+    locks: Final = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -300,14 +303,14 @@ class LocalStore:
             _sync_folder(self._path(path).parent)
 
     @contextlib.contextmanager
-    def lock(self, *, exclusive: bool) -> Iterator[bool]:
+    def lock(self, *, exclusive: bool) -> Iterator[None]:
         """Lock the root folder itself, so that no lock file is left in it."""
         with explained("lock", self.root):
             descriptor = os.open(self.root, os.O_RDONLY)
         try:
             with explained("lock", self.root):
                 fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            yield True
+            yield
         finally:
             os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Paths made of plain candles."""
+"""Paths made of plain candles, and ways to spoil cached ones."""
 
 from __future__ import annotations
 
@@ -42,3 +42,37 @@ def paths_of(paths: Sequence[Sequence[Bar]], horizon_minutes: int = 2880, caller
     block = PathBlock(ts, *columns[1:], np.arange(count), stops - lengths, stops)
     entry_ts = np.full(count, T0_MS, np.int64)
     return Paths(alerts, 60, entry_ts, entry_ts + horizon_minutes * MINUTE_MS, ("00",), {"00": block}.__getitem__)
+
+
+# --- what may happen to a cached file
+
+
+def truncate(data: bytes) -> bytes:
+    return data[:-8]
+
+
+def odd_length(data: bytes) -> bytes:
+    return data[:-3]
+
+
+def flip_price(data: bytes) -> bytes:
+    return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+
+
+def flip_start(data: bytes) -> bytes:
+    return data[:88] + bytes([data[88] ^ 1]) + data[89:]
+
+
+def other_version(data: bytes) -> bytes:
+    return data[:7] + b"0" + data[8:]
+
+
+def other_code(data: bytes) -> bytes:
+    return data[:24] + bytes(16) + data[40:]
+
+
+def nothing(data: bytes) -> bytes:
+    return b""
+
+
+SPOILS = (truncate, odd_length, flip_price, flip_start, other_version, other_code, nothing)

@@ -17,6 +17,7 @@ from lake_pipeline.backtest.paths import PathBlock, Paths, open_paths
 from lake_pipeline.errors import InputError, RunNotSealed, VerificationFailed
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import Run, load_run
+from lake_pipeline_tests.backtest.paths_for_tests import SPOILS
 from lake_pipeline_tests.candles_for_tests import MARKET_SPEC, expected_run, window_of
 from lake_pipeline_tests.conftest import Market
 
@@ -176,39 +177,7 @@ def test_the_cache_is_filled_on_demand_only(copied_lake: LocalStore) -> None:
     assert [file.stem for file in cache_files(copied_lake)] == [paths.buckets[0]]
 
 
-def truncate(data: bytes) -> bytes:
-    return data[:-8]
-
-
-def odd_length(data: bytes) -> bytes:
-    return data[:-3]
-
-
-def flip_price(data: bytes) -> bytes:
-    return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
-
-
-def flip_start(data: bytes) -> bytes:
-    return data[:88] + bytes([data[88] ^ 1]) + data[89:]
-
-
-def other_version(data: bytes) -> bytes:
-    return b"lakepth0" + data[8:]
-
-
-def other_code(data: bytes) -> bytes:
-    return data[:24] + bytes(16) + data[40:]
-
-
-def nothing(data: bytes) -> bytes:
-    return b""
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [truncate, odd_length, flip_price, flip_start, other_version, other_code, nothing],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("spoil", SPOILS, ids=lambda f: f.__name__)
 def test_a_spoilt_cache_is_a_miss_with_a_warning_and_is_mended(
     copied_lake: LocalStore, caplog: pytest.LogCaptureFixture, spoil: Any
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.defs.build import BACKTEST_JOB, EXPORT_JOB, build_definitions
@@ -361,6 +362,31 @@ def test_a_seal_waits_for_every_run_that_may_be_of_it(automation):
             assert automation.skipped("seal_when_complete") == waits
             automation.end(run)
     assert len(automation.requests("seal_when_complete")) == 1
+
+
+def test_a_seal_waits_for_every_backfill_that_may_have_runs_of_it_to_start(automation):
+    automation.export("multi", ALL_BUCKETS, ["alerts", "candles"])
+    for assets, named, waits in (
+        (["candles"], "multi", True),
+        (["alerts", "candles"], None, True),
+        (["candles"], "other", False),
+        (["baseline"], None, False),
+    ):
+        backfill = PartitionBackfill(
+            backfill_id=f"{assets[0]}-{named}",
+            status=BulkActionStatus.REQUESTED,
+            from_failure=False,
+            tags={},
+            backfill_timestamp=0.0,
+            asset_selection=[dg.AssetKey(name) for name in assets],
+            run_config={"resources": {"lake_run": {"config": {"run_id": named} if named else {}}}},
+        )
+        automation.instance.add_backfill(backfill)
+        if waits:
+            said = f"multi: complete, but backfill {backfill.backfill_id} is REQUESTED"
+            assert automation.skipped("seal_when_complete") == said
+            automation.instance.update_backfill(backfill.with_status(BulkActionStatus.COMPLETED_SUCCESS))
+        assert len(automation.requests("seal_when_complete")) == 1
 
 
 def test_a_seal_does_not_wait_for_runs_that_cannot_be_of_it(automation):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
-from lake_pipeline.defs.build import BACKTEST_JOB, EXPORT_JOB, build_definitions
+from lake_pipeline.defs.build import BACKTEST_JOB, EXPORT_JOB, OPTIMIZE_JOB, build_definitions
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import load_run
@@ -19,6 +19,7 @@ from lake_pipeline_tests.candles_for_tests import create_table, sha1_bucket, sma
 
 LAKE = ["alerts", "candles", "coverage", "manifest"]
 BACKTEST = ["baseline", "caller_stats", "price_action", "trades"]
+OPTIMIZE = ["optimization"]
 WHOLE_RANGE = {"dagster/asset_partition_range_start": "00", "dagster/asset_partition_range_end": "ff"}
 
 Config = dict[str, Any]
@@ -246,18 +247,19 @@ def test_a_password_in_run_config_is_refused_because_dagster_stores_it(run, conf
     assert "secret" not in message
 
 
-def test_definitions_have_two_groups_256_partitions_and_one_run_backfills():
+def test_definitions_have_three_groups_256_partitions_and_one_run_backfills():
     definitions = build_definitions()
     graph = definitions.resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*LAKE, *BACKTEST}
-    for name in (*LAKE, *BACKTEST):
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*LAKE, *BACKTEST, *OPTIMIZE}
+    groups = {"lake": LAKE, "backtest": BACKTEST, "optimize": OPTIMIZE}
+    for name, group in [(name, group) for group, names in groups.items() for name in names]:
         node = graph.get(dg.AssetKey(name))
-        assert node.group_name == ("lake" if name in LAKE else "backtest")
+        assert node.group_name == group
         assert node.backfill_policy == dg.BackfillPolicy.single_run()
         assert node.description
     candles = graph.get(dg.AssetKey("candles"))
     assert candles.partitions_def.get_partition_keys() == [f"{number:02x}" for number in range(256)]
-    for name, group in ((EXPORT_JOB, LAKE), (BACKTEST_JOB, BACKTEST)):
+    for name, group in ((EXPORT_JOB, LAKE), (BACKTEST_JOB, BACKTEST), (OPTIMIZE_JOB, OPTIMIZE)):
         job = definitions.resolve_job_def(name)
         assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == set(group)
 

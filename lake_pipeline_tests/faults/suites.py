@@ -1,7 +1,6 @@
-"""The suites: each is a list of points and how one is tried. To add one, write it and name it in SUITES.
+"""The suites that disturb an export to local files, and the list of all. To add one, write it and name it in SUITES.
 
-A suite gets the scenario, so one that needs something else beside it (a gateway, an object store) makes that in the
-process of the point, which is forked for it and ends with it.
+Those of an object store are in `objects`, those of a ClickHouse server in `server`.
 """
 
 from __future__ import annotations
@@ -14,43 +13,18 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.verify import verify_run
 from lake_pipeline_tests.faults import memory
-from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario, save, saved
+from lake_pipeline_tests.faults.objects import OBJECTS
+from lake_pipeline_tests.faults.points import Point, Suite
+from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario
+from lake_pipeline_tests.faults.server import READERS, SERVER
 from lake_pipeline_tests.faults.steps import Handler, Step, failer, killer, surprise
-
-
-@dataclass(frozen=True)
-class Point:
-    """One disturbance; `family` is what a sample takes one of."""
-
-    name: str
-    family: tuple[Any, ...]
-    details: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """`attempt` runs in a process of the point's own, in which nothing but imports happened before."""
-
-    name: str
-    points: Callable[[Scenario], list[Point]]
-    attempt: Callable[[Scenario, Point], Outcome]
-
-
-def sample(points: Sequence[tuple[Suite, Point]], count: int) -> list[tuple[Suite, Point]]:
-    """At least `count` points, if there are so many families, of families far apart, but not the slow one of memory."""
-    families: dict[tuple[Any, ...], list[tuple[Suite, Point]]] = {}
-    for suite, point in points:
-        families.setdefault((suite.name, *point.family), []).append((suite, point))
-    chosen = [members[len(members) // 2] for family, members in families.items() if family[0] != MEMORY.name]
-    return chosen[:: max(1, len(chosen) // count)]
 
 
 def _representatives(steps: Sequence[Step]) -> list[Step]:
@@ -326,31 +300,7 @@ KILLS = Suite("kill", _kill_points, _kill)
 ERRORS = Suite("I/O errors", _error_points, _error)
 VANISHED = Suite("vanished folders", _vanish_points, _vanish)
 CLOCKS = Suite("clocks", _clock_points, _clock)
-MEMORY = Suite("memory", _memory_points, _memory)
+MEMORY = Suite("memory", _memory_points, _memory, slow=True)
 LOOKS = Suite("errors while looking", _look_points, _look)
 FLIPPED = Suite("flipped bytes", _flip_points, _flip)
-SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED, MEMORY)
-
-
-def trials(scenario: Scenario, points: Sequence[tuple[Suite, Point]], jobs: int) -> Iterator[tuple[Point, Outcome]]:
-    """Try points, `jobs` at once, each in a forked process of its own; yields them as they are done."""
-    waiting = list(enumerate(points))[::-1]
-    running: dict[int, tuple[Point, Path]] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            number, (suite, point) = waiting.pop()
-            result = scenario.folder / f"{number}.json"
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    save(result, suite.attempt(scenario, point))
-                    os._exit(0)
-                except BaseException as error:
-                    save(result, Outcome(other=[f"the trial itself failed: {type(error).__name__}: {error}"]))
-                finally:
-                    os._exit(1)
-            running[pid] = point, result
-        pid, _ = os.wait()
-        point, result = running.pop(pid)
-        yield point, saved(result) if result.exists() else Outcome(other=["the trial's process died"])
-        result.unlink(missing_ok=True)
+SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED, SERVER, READERS, MEMORY, OBJECTS)

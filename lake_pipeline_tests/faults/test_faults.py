@@ -55,9 +55,23 @@ def exists(self, path):
         return False
 LocalStore.exists = exists
 """
+_PUTS_IN_TWO_GOES = """
+from lake_pipeline.io.objects import ObjectStore
+def create(self, path, data, **_):
+    self._objects.put(self._key(path), data[: len(data) // 2])
+    self._objects.put(self._key(path), data)
+ObjectStore.create = create
+"""
+_NEVER_ASKS_AGAIN = """
+import lake_pipeline.io.clickhouse as clickhouse
+clickhouse._RETRY_WAITS_S = ()
+"""
 _FORGETS_CHECKS = """
 import lake_pipeline.verify as verify
-verify._Checker.hashes = lambda self, manifest, threads, on_file: False
+def hashes(self, manifest, *_):
+    self.receipts = {record.path: self.store.read(record.path) for record in manifest.records}
+    return False
+verify._Checker.hashes = hashes
 """
 
 
@@ -67,10 +81,12 @@ verify._Checker.hashes = lambda self, manifest, threads, on_file: False
         pytest.param("kill", _WRITES_IN_PLACE, id="a store that writes in place"),
         pytest.param("errors while looking", _TRUSTS_RECEIPTS, id="errors of the system that pass through"),
         pytest.param("flipped bytes", _FORGETS_CHECKS, id="a verification without hashes"),
+        pytest.param("object store", _PUTS_IN_TWO_GOES, id="a store that puts an object twice"),
+        pytest.param("server", _NEVER_ASKS_AGAIN, id="a source that does not try again"),
     ],
 )
 def test_a_package_that_breaks_its_promises_is_found_out(suite: str, broken: str) -> None:
-    code, (_, *bad), said = faults("--suite", suite, "--sample", "12", broken=broken)
+    code, (_, *bad), said = faults("--suite", suite, "--sample", "8", broken=broken)
     assert code == 1, said
     assert any(bad)
 

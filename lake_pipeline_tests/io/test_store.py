@@ -283,8 +283,7 @@ def test_a_file_the_system_will_not_let_grow_leaves_nothing(tmp_path: Path) -> N
 
 
 def _hold(root: str, exclusive: bool, held: object, release: object) -> None:
-    with LocalStore(Path(root)).lock(exclusive=exclusive) as alone:
-        assert alone
+    with LocalStore(Path(root)).lock(exclusive=exclusive):
         held.set()  # type: ignore[attr-defined]
         release.wait(20)  # type: ignore[attr-defined]
 

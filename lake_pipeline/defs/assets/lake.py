@@ -13,8 +13,9 @@ import dagster as dg
 from lake_pipeline.core.buckets import format_buckets
 from lake_pipeline.defs import metadata
 from lake_pipeline.defs.failures import as_failure, interruptible, is_transient
-from lake_pipeline.defs.partitions import WHOLE_RANGE, mint_buckets
+from lake_pipeline.defs.partitions import mint_buckets
 from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
+from lake_pipeline.defs.run_config import WHOLE_RANGE
 from lake_pipeline.errors import BucketsFailed, ConfigError
 from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
 from lake_pipeline.io import layout

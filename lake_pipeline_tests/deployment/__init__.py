@@ -1,0 +1,1 @@
+"""Real daemons, run processes and databases: what the other tests take for granted of Dagster."""
