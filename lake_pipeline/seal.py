@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 class CoverageResult:
     """Coverage of a run in counts of alerts, and the candles that were rejected.
 
-    `missing_alerts` are those of `missing_buckets`, which have no valid receipt yet; all else counts the others.
+    `missing_alerts` are those of `missing_buckets`, which have no valid receipt yet; all else counts the others,
+    and `table` is theirs (COVERAGE_SCHEMA).
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class CoverageResult:
     rejected_candles: int
     missing_buckets: tuple[str, ...]
     missing_alerts: int
+    table: pa.Table = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def cover_run(run: Run, *, threads: int = 2) -> CoverageResult:
         rejected_candles=rejected.num_rows,
         missing_buckets=tuple(state.bucket for state in states if not state.receipt),
         missing_alerts=alerts.num_rows - coverage.num_rows,
+        table=coverage,
     )
 
 

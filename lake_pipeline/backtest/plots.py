@@ -1,71 +1,60 @@
-"""Pictures of results: PNG (or SVG) bytes, small enough for an event log, the same bytes for the same figures.
-
-What they are of is computed elsewhere; here is only how it looks. They have a light ground of their own, so that they
-are read on a dark page too. matplotlib is loaded when the first one is drawn, without pyplot and its global state.
-"""
+"""Pictures of results. What they are of is computed elsewhere, and their style is that of `lake_pipeline.pictures`."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from lake_pipeline.pictures import (
+    BLUE,
+    DOWN,
+    GROUND,
+    INK,
+    QUIET,
+    UP,
+    PictureFormat,
+    add_legend,
+    new_figure,
+    picture_bytes,
+    say_nothing,
+    style_axes,
+    whole_numbers,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from lake_pipeline.backtest.replay import Replay
 
-__all__ = ["COLOURS", "PictureFormat", "ath_histogram", "equity_curve", "outcome_bars", "replay_picture"]
+__all__ = ["ath_histogram", "equity_curve", "outcome_bars", "replay_picture"]
 
-PictureFormat = Literal["png", "svg"]
-
-_GROUND: Final = "#ffffff"
-_INK: Final = "#24292f"
-_QUIET: Final = "#6e7781"
-_GRID: Final = "#e4e7eb"
-_BLUE: Final = "#2563a8"
-# Up and down differ in brightness too, for whom red and green are one colour.
-_UP: Final = "#3fa37c"
-_DOWN: Final = "#c23b3b"
 _REASONS: Final = {
-    "tp": _UP,
-    "sl": _DOWN,
+    "tp": UP,
+    "sl": DOWN,
     "trail": "#d97a2b",
     "breakeven": "#a8842c",
     "tier": "#8a5aa8",
-    "time": _BLUE,
-    "horizon": _QUIET,
+    "time": BLUE,
+    "horizon": QUIET,
 }
-# What a page that has grounds of its own may put others in place of, in an SVG.
-COLOURS: Final = {
-    "ground": _GROUND,
-    "ink": _INK,
-    "quiet": _QUIET,
-    "grid": _GRID,
-    "blue": _BLUE,
-    "up": _UP,
-    "down": _DOWN,
-}
-_DPI: Final = 100
 
 
 def ath_histogram(ath_mults: Sequence[float], format_: PictureFormat = "png") -> bytes:
     """How many alerts reached which highest multiple of their entry price; logarithmic, with the median and 2x."""
-    figure = _figure(7.2, 3.4)
+    figure = new_figure(7.2, 3.4)
     axes = figure.add_subplot()
-    _style(axes, "Highest price after entry, as a multiple of it", "alerts")
+    style_axes(axes, "Highest price after entry, as a multiple of it", "alerts")
     if not ath_mults:
-        _say_nothing(axes, "no alert has a path")
-        return _bytes(figure, format_)
+        say_nothing(axes, "no alert has a path")
+        return picture_bytes(figure, format_)
     top = max(2.5, max(ath_mults) * 1.02)
     bottom = min(1.0, *ath_mults)
     edges = np.geomspace(bottom, top, 41).tolist()
-    axes.hist(ath_mults, edges, color=_BLUE, edgecolor=_GROUND, linewidth=0.5)
+    axes.hist(ath_mults, edges, color=BLUE, edgecolor=GROUND, linewidth=0.5)
     axes.set_xscale("log")
     axes.set_xlim(bottom, top)
     ticks = _multiples(bottom, top)
@@ -74,63 +63,63 @@ def ath_histogram(ath_mults: Sequence[float], format_: PictureFormat = "png") ->
     axes.margins(y=0.15)
     middle = float(np.median(ath_mults))
     reached = sum(value >= 2 for value in ath_mults)
-    axes.axvline(middle, color=_DOWN, linewidth=1.5, label=f"median {middle:.3g}x")
-    axes.axvline(2, color=_INK, linewidth=1, linestyle="--", label=f"2x: reached by {reached:,} of {len(ath_mults):,}")
-    _legend(axes)
-    return _bytes(figure, format_)
+    axes.axvline(middle, color=DOWN, linewidth=1.5, label=f"median {middle:.3g}x")
+    axes.axvline(2, color=INK, linewidth=1, linestyle="--", label=f"2x: reached by {reached:,} of {len(ath_mults):,}")
+    add_legend(axes)
+    return picture_bytes(figure, format_)
 
 
 def equity_curve(equity: Sequence[float], format_: PictureFormat = "png") -> bytes:
     """Equity after each trade in the order of exits, from 1, and below it how far it is under its peak."""
-    figure = _figure(7.2, 4.2)
+    figure = new_figure(7.2, 4.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    _style(above, None, "equity")
-    _style(below, "trades, in the order of exits", "drawdown")
+    style_axes(above, None, "equity")
+    style_axes(below, "trades, in the order of exits", "drawdown")
     if not equity:
-        _say_nothing(above, "no trades, or no stop-loss to size them by")
-        return _bytes(figure, format_)
+        say_nothing(above, "no trades, or no stop-loss to size them by")
+        return picture_bytes(figure, format_)
     curve = np.concatenate(([1.0], np.asarray(equity, np.float64)))
     peak = np.maximum.accumulate(curve)
     drawdown = (curve / peak - 1) * 100
     trades = np.arange(len(curve))
-    above.plot(trades, curve, color=_BLUE, linewidth=1.5, drawstyle="steps-post")
-    above.axhline(1, color=_QUIET, linewidth=0.8, linestyle="--")
+    above.plot(trades, curve, color=BLUE, linewidth=1.5, drawstyle="steps-post")
+    above.axhline(1, color=QUIET, linewidth=0.8, linestyle="--")
     above.annotate(
-        f"{curve[-1]:.4g}", (trades[-1], curve[-1]), xytext=(5, 0), textcoords="offset points", color=_BLUE,
+        f"{curve[-1]:.4g}", (trades[-1], curve[-1]), xytext=(5, 0), textcoords="offset points", color=BLUE,
         va="center", annotation_clip=False,
     )  # fmt: skip
-    below.fill_between(trades, drawdown, 0, color=_DOWN, alpha=0.35, linewidth=0, step="post")
-    below.plot(trades, drawdown, color=_DOWN, linewidth=1, drawstyle="steps-post")
+    below.fill_between(trades, drawdown, 0, color=DOWN, alpha=0.35, linewidth=0, step="post")
+    below.plot(trades, drawdown, color=DOWN, linewidth=1, drawstyle="steps-post")
     below.yaxis.set_major_formatter("{x:.0f} %")
-    below.yaxis.set_major_locator(_whole_numbers(4))
-    below.xaxis.set_major_locator(_whole_numbers(8))
+    below.yaxis.set_major_locator(whole_numbers(4))
+    below.xaxis.set_major_locator(whole_numbers(8))
     below.set_ylim(min(drawdown.min() * 1.15, -1), 0)
     below.set_xlim(0, max(len(equity), 1))
     below.annotate(
-        f"worst {drawdown.min():.1f} %", (0.01, 0.1), xycoords="axes fraction", color=_DOWN, fontsize=9
+        f"worst {drawdown.min():.1f} %", (0.01, 0.1), xycoords="axes fraction", color=DOWN, fontsize=9
     )  # fmt: skip
-    return _bytes(figure, format_)
+    return picture_bytes(figure, format_)
 
 
 def outcome_bars(exit_reasons: Mapping[str, int], format_: PictureFormat = "png") -> bytes:
     """How many trades ended for each reason."""
-    figure = _figure(7.2, 2.8)
+    figure = new_figure(7.2, 2.8)
     axes = figure.add_subplot()
-    _style(axes, "trades", None)
+    style_axes(axes, "trades", None)
     names = [name for name in _REASONS if name in exit_reasons][::-1]
     counts = [exit_reasons[name] for name in names]
     total = sum(counts)
     if not total:
-        _say_nothing(axes, "no trades")
-        return _bytes(figure, format_)
+        say_nothing(axes, "no trades")
+        return picture_bytes(figure, format_)
     bars = axes.barh(names, counts, color=[_REASONS[name] for name in names], height=0.7)
     labels = [f"{count:,} ({100 * count / total:.1f} %)" if count else "0" for count in counts]
-    axes.bar_label(bars, labels, padding=4, color=_INK, fontsize=9)
+    axes.bar_label(bars, labels, padding=4, color=INK, fontsize=9)
     axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0, labelcolor=_INK)
-    axes.xaxis.set_major_locator(_whole_numbers(8))
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.xaxis.set_major_locator(whole_numbers(8))
     axes.margins(x=0.18)
-    return _bytes(figure, format_)
+    return picture_bytes(figure, format_)
 
 
 _MOST_BARS: Final = 160
@@ -143,27 +132,27 @@ def replay_picture(replay: Replay, format_: PictureFormat = "png") -> bytes:
     """
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure = _figure(9.6, 5.4)
+    figure = new_figure(9.6, 5.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     trade = replay.trade
     figure.suptitle(
         f"{replay.alert_id} · {replay.mint[:12]} · {replay.why}",
         x=0.01,
         ha="left",
-        color=_INK,
+        color=INK,
         fontsize=10,
         wrap=True,
     )
-    _style(above, None, "price")
+    style_axes(above, None, "price")
     path = replay.path
     if replay.exit_index is None or not len(path):
-        _style(below, None, None)
-        _say_nothing(above, f"no trade: {replay.status}")
-        return _bytes(figure, format_)
+        style_axes(below, None, None)
+        say_nothing(above, f"no trade: {replay.status}")
+        return picture_bytes(figure, format_)
     held = replay.exit_index + 1
     shown = min(len(path), held + max(held // 2, 10))
     unit_ms, unit = _time_unit(int(path.ts[shown - 1] - replay.entry_ts))
-    _style(below, f"{unit} since the entry", "volume")
+    style_axes(below, f"{unit} since the entry", "volume")
     hours = (path.ts[:shown] - replay.entry_ts) / unit_ms
     width = replay.interval_s * 1000 / unit_ms
 
@@ -175,7 +164,7 @@ def replay_picture(replay: Replay, format_: PictureFormat = "png") -> bytes:
     volumes = np.add.reduceat(path.volume[:shown], cuts)
     left = hours[cuts]
     middle = left + width * per_bar / 2
-    colours = np.where(closes >= opens, _UP, _DOWN)
+    colours = np.where(closes >= opens, UP, DOWN)
     above.vlines(middle, lows, highs, color=colours, linewidth=0.9)
     # A candle that opens and closes at one price is a line, not nothing.
     height = np.maximum(np.abs(closes - opens), (highs.max() - lows.min()) * 0.004)
@@ -185,12 +174,12 @@ def replay_picture(replay: Replay, format_: PictureFormat = "png") -> bytes:
     edges = np.append(hours[:held], hours[held - 1] + width)
     seen = [lows.min(), highs.max(), trade["entry_price"], trade["exit_price"]]
     _draw_levels(above, replay, edges, min(seen), max(seen))
-    marker: dict[str, Any] = {"linestyle": "none", "markersize": 10, "markeredgecolor": _GROUND, "zorder": 5}
-    above.plot(left[0], trade["entry_price"], marker=">", color=_BLUE, label="entry", **marker)
+    marker: dict[str, Any] = {"linestyle": "none", "markersize": 10, "markeredgecolor": GROUND, "zorder": 5}
+    above.plot(left[0], trade["entry_price"], marker=">", color=BLUE, label="entry", **marker)
     ended = f"exit ({trade['tp_sl_exit_reason']})"
-    above.plot(hours[held - 1] + width / 2, trade["exit_price"], marker="X", color=_INK, label=ended, **marker)
+    above.plot(hours[held - 1] + width / 2, trade["exit_price"], marker="X", color=INK, label=ended, **marker)
     for axes in (above, below):
-        axes.axvspan(edges[0], edges[-1], color=_BLUE, alpha=0.06, linewidth=0)
+        axes.axvspan(edges[0], edges[-1], color=BLUE, alpha=0.06, linewidth=0)
     above.set_xlim(left[0] - width * per_bar, hours[-1] + width * (per_bar + 1))
     above.ticklabel_format(axis="y", useOffset=False, style="plain")
     thousands = EngFormatter(sep="")
@@ -199,15 +188,15 @@ def replay_picture(replay: Replay, format_: PictureFormat = "png") -> bytes:
     entry = trade["entry_price"]
     multiples = above.secondary_yaxis("right", functions=(lambda price: price / entry, lambda times: times * entry))
     multiples.yaxis.set_major_formatter("{x:g}x")
-    multiples.tick_params(colors=_QUIET, labelcolor=_QUIET, labelsize=9)
+    multiples.tick_params(colors=QUIET, labelcolor=QUIET, labelsize=9)
     multiples.spines["right"].set_visible(False)
     if per_bar > 1:
         below.annotate(
-            f"{per_bar} candles a bar", (0.99, 0.85), xycoords="axes fraction", ha="right", va="top", color=_QUIET,
+            f"{per_bar} candles a bar", (0.99, 0.85), xycoords="axes fraction", ha="right", va="top", color=QUIET,
             fontsize=8,
         )  # fmt: skip
-    _legend(above, loc="best", ncols=2)
-    return _bytes(figure, format_)
+    add_legend(above, loc="best", ncols=2)
+    return picture_bytes(figure, format_)
 
 
 def _draw_levels(axes: Axes, replay: Replay, edges: npt.NDArray[np.float64], low: float, high: float) -> None:
@@ -240,63 +229,6 @@ def _time_unit(span_ms: int) -> tuple[int, str]:
         if span_ms >= 4 * unit_ms:
             return unit_ms, name
     return 1000, "seconds"
-
-
-# --- the looks -------------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), dpi=_DPI, facecolor=_GROUND, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _bytes(figure: Figure, format_: PictureFormat = "png") -> bytes:
-    """The picture, without date and version. A PNG has 128 colours, which is a third of the size and looks the same."""
-    import matplotlib as mpl
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    if format_ == "svg":
-        # Ids in an SVG are random without a salt, which is no argument of savefig.
-        with mpl.rc_context({"svg.hashsalt": "lake"}):
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        return buffer.getvalue()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as image:
-        few = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    few.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _style(axes: Axes, x: str | None, y: str | None) -> None:
-    axes.set_facecolor(_GROUND)
-    axes.grid(visible=True, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(_QUIET)
-    axes.tick_params(colors=_QUIET, labelcolor=_QUIET, labelsize=9)
-    axes.set_xlabel(x or "", color=_INK, fontsize=10)
-    axes.set_ylabel(y or "", color=_INK, fontsize=10)
-
-
-def _legend(axes: Axes, **placed: Any) -> None:
-    axes.legend(frameon=True, framealpha=0.9, edgecolor=_GRID, facecolor=_GROUND, labelcolor=_INK, fontsize=9, **placed)
-
-
-def _say_nothing(axes: Axes, why: str) -> None:
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=_QUIET)
-
-
-def _whole_numbers(most: int) -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(most, integer=True)
 
 
 def _multiples(bottom: float, top: float) -> list[float]:

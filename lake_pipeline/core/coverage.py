@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lake_pipeline.core.buckets import compute_mint_bucket
 from lake_pipeline.core.candles import candle_keys, key_ts_ms
@@ -16,7 +17,16 @@ from lake_pipeline.core.schemas import COVERAGE_SCHEMA
 from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.errors import RunError
 
-__all__ = ["MEASURES", "compute_coverage", "coverage_table", "gather_coverage", "kept_mask", "measure_windows"]
+__all__ = [
+    "MEASURES",
+    "bucket_shares",
+    "compute_coverage",
+    "coverage_table",
+    "filled_share",
+    "gather_coverage",
+    "kept_mask",
+    "measure_windows",
+]
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -186,3 +196,15 @@ def _drop_reason(pre: int, total: int, spec: RunSpec) -> str:
     if total < spec.required_total:
         reasons.append(f"available_total {total} < target_total {spec.required_total}")
     return "; ".join(reasons)
+
+
+def filled_share(coverage: pa.Table) -> float | None:
+    """The share of these alerts' candle slots that hold a candle, all windows together; None of no alerts."""
+    expected = pc.sum(coverage.column("expected_total")).as_py()
+    return 1 - pc.sum(coverage.column("missing")).as_py() / expected if expected else None
+
+
+def bucket_shares(coverage: pa.Table) -> dict[str, float]:
+    """`filled_share` of the alerts of each bucket that has any."""
+    sums = coverage.group_by("mint_bucket").aggregate([("expected_total", "sum"), ("missing", "sum")]).to_pylist()
+    return {each["mint_bucket"]: 1 - each["missing_sum"] / each["expected_total_sum"] for each in sums}

@@ -6,6 +6,8 @@ Figures are plain numbers, one a name, so that the UI can plot them over time.
 from __future__ import annotations
 
 import base64
+import datetime as dt
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +15,15 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lake_pipeline import plots as lake_plots
 from lake_pipeline.backtest import plots
 from lake_pipeline.backtest.statistics import median
+from lake_pipeline.core.alerts import NormalisedAlerts
+from lake_pipeline.core.coverage import bucket_shares, filled_share
+from lake_pipeline.defs.columns import PRICE_ACTION_SCHEMA, column_schema
 from lake_pipeline.export import BucketResult, SnapshotResult
+from lake_pipeline.io import layout
+from lake_pipeline.run import Run
 from lake_pipeline.seal import CoverageResult, SealResult
 
 if TYPE_CHECKING:
@@ -36,9 +44,15 @@ __all__ = [
 
 Metadata = Mapping[str, Any]
 
+# Tables travel in the event, so they show the beginning of what the files hold.
+_PREVIEW_ROWS: Final = 10
+_SHOWN_ROWS: Final = 20
+_LONGEST_CELL: Final = 120
+_SHOWN_TYPES: Final = {pa.int64(): "int", pa.float64(): "float", pa.bool_(): "bool"}
 
-def snapshot_metadata(result: SnapshotResult, uri: str) -> Metadata:
-    """Of the asset `alerts`."""
+
+def snapshot_metadata(result: SnapshotResult, alerts: NormalisedAlerts, uri: str) -> Metadata:
+    """Of the asset `alerts`: counts, a look at the first rows, the callers, and the rows that were rejected."""
     return {
         "dagster/uri": uri,
         "dagster/row_count": result.alerts,
@@ -50,32 +64,52 @@ def snapshot_metadata(result: SnapshotResult, uri: str) -> Metadata:
         "outside_date_range": result.outside_range,
         "mints": result.mints,
         "callers": result.callers,
+        "preview": _table(alerts.alerts.slice(0, _PREVIEW_ROWS)),
+        "alerts_by_caller": _table(_callers(alerts.alerts).slice(0, _SHOWN_ROWS)),
+        "rejected_rows": _table(alerts.rejected.slice(0, _SHOWN_ROWS)),
     }
 
 
-def bucket_metadata(result: BucketResult, run_id: str) -> Metadata:
-    """Of one partition of `candles`."""
+def _callers(alerts: pa.Table) -> pa.Table:
+    """`caller, alerts, mints, first_ts, last_ts`, most alerts first."""
+    found = alerts.group_by("caller").aggregate(
+        [("alert_id", "count"), ("mint", "count_distinct"), ("ts", "min"), ("ts", "max")]
+    )
+    found = found.rename_columns(["caller", "alerts", "mints", "first_ts", "last_ts"])
+    return found.sort_by([("alerts", "descending"), ("caller", "ascending")])
+
+
+def bucket_metadata(result: BucketResult, run: Run) -> Metadata:
+    """Of one partition of `candles`; figures are numbers, to be plotted over the partitions."""
+    where = {"dagster/uri": f"{run.store.uri}/{layout.bucket_folder(run.spec, result.bucket)}"} if result.files else {}
     return {
+        **where,
         "dagster/partition_row_count": result.rows,
-        "run_id": run_id,
+        "run_id": run.run_id,
         "files": result.files,
         "bytes": result.bytes,
         "mints": result.mints,
         "alerts": result.alerts,
+        "source_rows": result.ledger.source_rows,
         "duplicates": result.ledger.duplicates,
         "rejected": result.ledger.rejected,
+        "outside_kept_windows": result.ledger.outside_kept_windows,
         "zero_volume": result.ledger.zero_volume,
         "skipped": result.skipped,
         "reused": result.reused,
     }
 
 
-def coverage_metadata(result: CoverageResult, uri: str) -> Metadata:
-    """Of the asset `coverage`."""
+def coverage_metadata(result: CoverageResult, run: Run) -> Metadata:
+    """Of the asset `coverage`: counts, the buckets as a heat map, what is missing, and the alerts that lack most."""
+    table = result.table
+    # Of equal ones the first, by time.
+    worst = table.take(pc.sort_indices(pc.negate(table.column("missing"))).slice(0, _SHOWN_ROWS))
     return {
-        "dagster/uri": uri,
+        "dagster/uri": f"{run.store.uri}/{layout.COVERAGE}",
         "dagster/row_count": result.alerts,
         "run_id": result.run_id,
+        "filled_share": filled_share(table),
         "kept": result.kept,
         "dropped": result.dropped,
         "complete": result.complete,
@@ -83,40 +117,65 @@ def coverage_metadata(result: CoverageResult, uri: str) -> Metadata:
         "insufficient": result.insufficient,
         "rejected_candles": result.rejected_candles,
         "missing_buckets": len(result.missing_buckets),
-    }
+        "coverage_by_bucket": _picture(lake_plots.coverage_heat_map(bucket_shares(table))),
+        "missing_candles": _picture(
+            lake_plots.missing_histogram(table.column("missing").to_pylist(), run.spec.window_candles)
+        ),
+        "worst_alerts": _table(
+            worst,
+            ("alert_id", "mint", "caller", "mint_bucket", "available_total", "expected_total", "missing", "gap_count",
+             "largest_gap", "status", "kept", "reason"),
+        ),
+    }  # fmt: skip
 
 
-def seal_metadata(result: SealResult, uri: str) -> Metadata:
-    """Of the asset `manifest`."""
+def seal_metadata(result: SealResult, run: Run) -> Metadata:
+    """Of the asset `manifest`: totals, the root hash, and how anybody can check it."""
     manifest = result.manifest
     return {
-        "dagster/uri": uri,
+        "dagster/uri": f"{run.store.uri}/{layout.MANIFEST}",
+        "dagster/row_count": len(manifest.files),
         "run_id": manifest.run_id,
         "content_sha256": manifest.content_sha256,
         "sealed_now": result.created,
         "files": manifest.total_files,
         "rows": manifest.total_rows,
         "bytes": manifest.total_bytes,
+        "previous_run": manifest.previous.run_id if manifest.previous else None,
         "ledger": manifest.ledger.model_dump(),
         "coverage": manifest.coverage.model_dump(),
+        "how_to_check": _how_to_check(run),
     }
 
 
+def _how_to_check(run: Run) -> dg.MarkdownMetadataValue:
+    root = run.store.uri.removesuffix(f"/{layout.run_folder(run.run_id)}")
+    lines = [
+        "Every byte and every rule of the format:",
+        f"```\nlake verify {run.run_id} --data-root {shlex.quote(root)}\n```",
+    ]
+    if "://" not in root:
+        lines += [
+            "The hashes alone, without this package:",
+            f"```\ncd {shlex.quote(run.store.uri)} && sha256sum --check --quiet {layout.CHECKSUMS}\n```",
+        ]
+    return dg.MetadataValue.md("\n\n".join(lines))
+
+
 def baseline_metadata(result: BaselineResult, run_id: str) -> Metadata:
-    """Of the asset `baseline`."""
+    """Of the asset `baseline`: the figures of `summarise_baseline`, one a name."""
+    from lake_pipeline.backtest.summary import summarise_baseline
+
     table = result.baseline()
-    ath = _values(table, "ath_mult")
-    ok = len(_values(table, "entry_price"))
-    statuses = table.column("status").to_pylist()
+    figures = summarise_baseline(table)
     return {
-        **_result_metadata(result, run_id, f"{result.store.uri}/baseline.parquet", table.num_rows),
-        **{f"alerts_{status}": statuses.count(status) for status in ("ok", "missing", "bad_entry", "late_entry")},
-        "alerts_censored": table.column("censoring").to_pylist().count("lower_bound"),
-        "median_ath_mult": median(ath),
-        **{f"hit_{n}x": len(_values(table, f"time_to_{n}x_s")) / ok if ok else None for n in (2, 3, 5, 10)},
-        "median_time_to_2x_s": median(_values(table, "time_to_2x_s")),
-        **{f"median_{name}": median(_values(table, name)) for name in ("dd_initial", "dd_overall", "ret_end_pct")},
-        "ath_histogram": _picture(plots.ath_histogram(ath)),
+        **_result_metadata(result, run_id, f"{result.store.uri}/baseline.parquet", table.num_rows, table.schema),
+        **{f"alerts_{status}": count for status, count in figures["statuses"].items()},
+        "alerts_censored": figures["censored"],
+        "alerts_without_caller": figures["without_caller"],
+        **{f"median_{name}": value for name, value in figures["medians"].items()},
+        **{f"hit_{name}": value for name, value in figures["hit_rates"].items()},
+        "ath_histogram": _picture(plots.ath_histogram(_values(table, "ath_mult"))),
     }
 
 
@@ -125,7 +184,7 @@ def price_action_metadata(result: Result, measured: BaselineResult, run_id: str)
     candles = _values(measured.baseline(), "candles")
     files = result.record.files
     return {
-        **_result_metadata(result, run_id, result.store.uri, sum(candles)),
+        **_result_metadata(result, run_id, result.store.uri, sum(candles), PRICE_ACTION_SCHEMA),
         "files": len(files),
         "bytes": sum(file.bytes for file in files),
         "alerts_without_candles": len(candles) - len(files),
@@ -134,23 +193,20 @@ def price_action_metadata(result: Result, measured: BaselineResult, run_id: str)
     }
 
 
-_SHOWN_CALLERS: Final = 20
-
-
 def caller_metadata(result: BaselineResult, run_id: str) -> Metadata:
     """Of the asset `caller_stats`."""
     table = result.caller_stats()
     alerts = result.baseline()
     known = {name for name in alerts.column("caller").to_pylist() if name and name.strip()}
     return {
-        **_result_metadata(result, run_id, f"{result.store.uri}/caller_stats.parquet", table.num_rows),
+        **_result_metadata(result, run_id, f"{result.store.uri}/caller_stats.parquet", table.num_rows, table.schema),
         "callers": table.num_rows,
         "callers_with_too_few_alerts": len(known) - table.num_rows,
         "alerts_counted": sum(_values(table, "n")),
         "alerts_censored": sum(_values(table, "n_censored")),
         "alerts_excluded": sum(_values(table, "n_excluded")),
         "top_callers": _table(
-            table.slice(0, _SHOWN_CALLERS),
+            table.slice(0, _SHOWN_ROWS),
             ("rank", "caller", "score", "n", "n_censored", "n_excluded", "median_ath_mult", "p95_ath_mult", "hit_2x",
              "hit_3x", "median_time_to_2x_s", "median_dd_initial", "median_dd_overall", "median_ret_end_pct"),
         ),
@@ -163,7 +219,7 @@ def trades_metadata(result: StrategyResult, run_id: str) -> Metadata:
     case = figures["case"]
     order = table.filter(pc.is_valid(table.column("exit_ts_utc"))).sort_by("exit_ts_utc")
     return {
-        **_result_metadata(result, run_id, f"{result.store.uri}/trades.parquet", table.num_rows),
+        **_result_metadata(result, run_id, f"{result.store.uri}/trades.parquet", table.num_rows, table.schema),
         "trades": figures["n"],
         **{f"alerts_{status}": count for status, count in figures["statuses"].items()},
         **{f"exits_{reason}": count for reason, count in figures["exit_reasons"].items()},
@@ -180,8 +236,10 @@ def trades_metadata(result: StrategyResult, run_id: str) -> Metadata:
 def optimization_metadata(result: OptimizeResult, report: Mapping[str, Any], pictures: Result, run_id: str) -> Metadata:
     """Of the asset `optimization`; `report` is that of the result."""
     last, winner = report["folds"][-1], report["winner"]
+    trials = result.trials()
     shown: dict[str, Any] = {
-        **_result_metadata(result, run_id, f"{result.store.uri}/trials.parquet", last["trials"]["evaluated"]),
+        **_result_metadata(result, run_id, f"{result.store.uri}/trials.parquet", trials.num_rows, trials.schema),
+        "trials_evaluated": last["trials"]["evaluated"],
         "folds": len(report["folds"]),
         "trials_passing_gates": last["trials"]["passed_gates"],
         **{name: last[name] for name in ("train_alerts", "purged_alerts", "test_alerts")},
@@ -211,10 +269,11 @@ def optimization_metadata(result: OptimizeResult, report: Mapping[str, Any], pic
     }
 
 
-def _result_metadata(result: Result, run_id: str, uri: str, rows: int) -> dict[str, Any]:
+def _result_metadata(result: Result, run_id: str, uri: str, rows: int, schema: pa.Schema) -> dict[str, Any]:
     return {
         "dagster/uri": uri,
         "dagster/row_count": rows,
+        "dagster/column_schema": column_schema(schema),
         "run_id": run_id,
         "result_key": result.key,
         "computed_now": result.created,
@@ -227,11 +286,20 @@ def _values(table: pa.Table, name: str) -> list[Any]:
     return values
 
 
-def _table(table: pa.Table, names: Sequence[str]) -> dg.TableMetadataValue:
-    types = {pa.int64(): "int", pa.float64(): "float", pa.string(): "string"}
-    columns = [dg.TableColumn(name, types[table.schema.field(name).type]) for name in names]
-    records = [dg.TableRecord(row) for row in table.select(names).to_pylist()]
+def _table(table: pa.Table, names: Sequence[str] | None = None) -> dg.TableMetadataValue:
+    """These columns, or all. Times are text; text is cut where it is long, as raw input may be anything."""
+    table = table.select(names or table.schema.names)
+    columns = [dg.TableColumn(field.name, _SHOWN_TYPES.get(field.type, "string")) for field in table.schema]
+    records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in table.to_pylist()]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dt.datetime):
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, str) and len(value) > _LONGEST_CELL:
+        return f"{value[:_LONGEST_CELL]}..."
+    return value
 
 
 def _picture(png: bytes) -> dg.MarkdownMetadataValue:

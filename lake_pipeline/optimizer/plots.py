@@ -1,6 +1,6 @@
 """Pictures of a search, drawn from its stored files alone: heat map, trials, equity, folds.
 
-The looks are those of `backtest.plots`.
+Their style is that of `lake_pipeline.pictures`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lake_pipeline.backtest.plots import (
-    _BLUE,
-    _DOWN,
-    _GRID,
-    _INK,
-    _QUIET,
-    _bytes,
-    _figure,
-    _legend,
-    _say_nothing,
-    _style,
-    _whole_numbers,
+from lake_pipeline.pictures import (
+    BLUE,
+    DOWN,
+    GRID,
+    INK,
+    QUIET,
+    add_legend,
+    new_figure,
+    picture_bytes,
+    say_nothing,
+    style_axes,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -63,16 +63,16 @@ def heat_map(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
     from matplotlib.colors import TwoSlopeNorm
 
     varied = [name for name in _NUMBERS if trials.num_rows and pc.count_distinct(trials.column(name)).as_py() > 1]
-    figure = _figure(9.6, 4.2)
+    figure = new_figure(9.6, 4.2)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     objectives = [_numbers(trials, name) for name in ("objective", "test_objective")]
     known = np.concatenate(objectives)
     known = known[~np.isnan(known)]
     if len(varied) < 2 or not len(known):
         for axes in panels:
-            _style(axes, None, None)
-        _say_nothing(panels[0], "fewer than two exits were varied" if len(known) else "no trial has an objective")
-        return _bytes(figure)
+            style_axes(axes, None, None)
+        say_nothing(panels[0], "fewer than two exits were varied" if len(known) else "no trial has an objective")
+        return picture_bytes(figure)
     x, y = (_numbers(trials, name) for name in varied[:2])
     cells = int(np.clip(math.sqrt(trials.num_rows / 1.5), 5, _MOST_CELLS))
     edges = [_cell_edges(values, cells) for values in (x, y)]
@@ -80,11 +80,11 @@ def heat_map(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
     # One scale for both, with zero in its middle, so that the sign is seen and the loss from train to test too.
     span = max(abs(low), abs(high)) or 1.0
     for axes, period, values in zip(panels, _PERIODS, objectives, strict=True):
-        _style(axes, varied[0], varied[1] if period == "train" else None)
+        style_axes(axes, varied[0], varied[1] if period == "train" else None)
         axes.grid(visible=False)
         # Not a colour of the scale.
-        axes.patch.set(hatch="////", edgecolor=_GRID)
-        axes.set_title(_period_title(period, best), color=_INK, fontsize=10)
+        axes.patch.set(hatch="////", edgecolor=GRID)
+        axes.set_title(_period_title(period, best), color=INK, fontsize=10)
         image = axes.pcolormesh(
             edges[0], edges[1], _medians(x, y, values, edges).T, cmap="RdBu", norm=TwoSlopeNorm(0, -span, span)
         )
@@ -92,15 +92,15 @@ def heat_map(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
             strategy = best["winner"]["strategy"]
             place = [strategy[name] for name in varied[:2]]
             if None not in place:
-                marker: dict[str, Any] = {"markersize": 13, "markeredgecolor": _INK, "markerfacecolor": "#ffd23f"}
+                marker: dict[str, Any] = {"markersize": 13, "markeredgecolor": INK, "markerfacecolor": "#ffd23f"}
                 axes.plot(*place, marker="*", linestyle="none", label="winner (chosen on train)", **marker)
                 if period == "train":
-                    _legend(axes, loc="best")
+                    add_legend(axes, loc="best")
     bar = figure.colorbar(image, ax=panels, pad=0.02)  # that of either: they share it
-    bar.set_label(f"{best['objective']}, median of the cell's trials", color=_INK, fontsize=9)
-    bar.ax.tick_params(colors=_QUIET, labelsize=9)
+    bar.set_label(f"{best['objective']}, median of the cell's trials", color=INK, fontsize=9)
+    bar.ax.tick_params(colors=QUIET, labelsize=9)
     bar.outline.set_visible(False)
-    return _bytes(figure)
+    return picture_bytes(figure)
 
 
 def _period_title(period: str, best: Mapping[str, Any]) -> str:
@@ -139,29 +139,29 @@ def _medians(x: Float64Array, y: Float64Array, values: Float64Array, edges: Sequ
 
 def trials_picture(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
     """The objective of each trial on train in the order they were tried, and the best so far."""
-    figure = _figure(7.2, 3.4)
+    figure = new_figure(7.2, 3.4)
     axes = figure.add_subplot()
-    _style(axes, "trial", f"{best['objective']} on train")
+    style_axes(axes, "trial", f"{best['objective']} on train")
     objective = _numbers(trials, "objective")
     if not len(objective) or np.isnan(objective).all():
-        _say_nothing(axes, "no trial has an objective")
-        return _bytes(figure)
+        say_nothing(axes, "no trial has an objective")
+        return picture_bytes(figure)
     number = trials.column("trial").to_numpy() + 1
     passed = np.asarray(pc.is_null(trials.column("failed_gates")))
     size = 14 if len(number) < 1000 else 4
-    for chosen, colour, label in ((passed, _BLUE, "passes the gates"), (~passed, _QUIET, "fails a gate")):
+    for chosen, colour, label in ((passed, BLUE, "passes the gates"), (~passed, QUIET, "fails a gate")):
         if chosen.any():
             axes.scatter(number[chosen], objective[chosen], s=size, color=colour, alpha=0.5, linewidth=0, label=label)
     running = np.maximum.accumulate(np.where(passed & ~np.isnan(objective), objective, -np.inf))
     shown = np.isfinite(running)
-    axes.plot(number[shown], running[shown], color=_DOWN, linewidth=1.5, drawstyle="steps-post", label="best so far")
-    axes.xaxis.set_major_locator(_whole_numbers(8))
+    axes.plot(number[shown], running[shown], color=DOWN, linewidth=1.5, drawstyle="steps-post", label="best so far")
+    axes.xaxis.set_major_locator(whole_numbers(8))
     # A few hopeless trials must not flatten all others.
     low, high = np.nanquantile(objective, 0.02), np.nanmax(objective)
     room = 0.08 * ((high - low) or abs(high) or 1.0)
     axes.set_ylim(low - room, high + room)
-    _legend(axes, loc="lower right")
-    return _bytes(figure)
+    add_legend(axes, loc="lower right")
+    return picture_bytes(figure)
 
 
 def equity_picture(best: Mapping[str, Any], winner_trades: pa.Table) -> bytes:
@@ -172,34 +172,34 @@ def equity_picture(best: Mapping[str, Any], winner_trades: pa.Table) -> bytes:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     folds = [fold for fold in best["folds"] if fold["winner"] is not None][-_MOST_FOLDS:]
-    figure = _figure(8.4, 1.0 + 2.6 * max(len(folds), 1))
+    figure = new_figure(8.4, 1.0 + 2.6 * max(len(folds), 1))
     panels = figure.subplots(max(len(folds), 1), 1, squeeze=False)[:, 0]
     if not folds:
-        _style(panels[0], None, None)
-        _say_nothing(panels[0], "no trial passes the gates")
-        return _bytes(figure)
+        style_axes(panels[0], None, None)
+        say_nothing(panels[0], "no trial passes the gates")
+        return picture_bytes(figure)
     for axes, fold in zip(panels, folds, strict=True):
-        _style(axes, None, "equity")
+        style_axes(axes, None, "equity")
         strategy = fold["winner"]["strategy"]
         share = strategy["risk_per_trade"] / (1 - (strategy["sl"] or 0.0))
         own = winner_trades.filter(pc.equal(winner_trades.column("fold"), fold["fold"]))
         name = f"fold {fold['fold']}: " if len(best["folds"]) > 1 else ""
-        axes.set_title(f"{name}{_described(strategy)}, {share:.2%} of the equity a trade", color=_INK, fontsize=10)
+        axes.set_title(f"{name}{_described(strategy)}, {share:.2%} of the equity a trade", color=INK, fontsize=10)
         for period, strong in (("train", 0.45), ("test", 1.0)):
             part = own.filter(pc.equal(own.column("period"), period))
-            for prefix, colour, label in (("hold_", _QUIET, "bought and held to the horizon"), ("", _BLUE, "winner")):
+            for prefix, colour, label in (("hold_", QUIET, "bought and held to the horizon"), ("", BLUE, "winner")):
                 _draw_curve(axes, part, prefix, share, colour, strong, label if period == "test" else None, fold)
-        axes.axhline(1, color=_QUIET, linewidth=0.8, linestyle="--")
-        axes.axvline(_moment(fold["test_from"]), color=_INK, linewidth=1, linestyle=":")
+        axes.axhline(1, color=QUIET, linewidth=0.8, linestyle="--")
+        axes.axvline(_moment(fold["test_from"]), color=INK, linewidth=1, linestyle=":")
         axes.annotate(
-            " test", (_moment(fold["test_from"]), 0.97), xycoords=("data", "axes fraction"), color=_INK, va="top",
+            " test", (_moment(fold["test_from"]), 0.97), xycoords=("data", "axes fraction"), color=INK, va="top",
             fontsize=9,
         )  # fmt: skip
         locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-        _legend(axes, loc="best")
-    return _bytes(figure)
+        add_legend(axes, loc="best")
+    return picture_bytes(figure)
 
 
 def _draw_curve(
@@ -230,26 +230,26 @@ def _draw_curve(
 def folds_picture(best: Mapping[str, Any]) -> bytes:
     """The objective of each fold's winner on train and on test, side by side."""
     folds = best["folds"]
-    figure = _figure(7.2, 3.4)
+    figure = new_figure(7.2, 3.4)
     axes = figure.add_subplot()
-    _style(axes, None, best["objective"])
+    style_axes(axes, None, best["objective"])
     found = [
         [math.nan if fold["winner"] is None or fold["winner"][f"{period}_objective"] is None
          else fold["winner"][f"{period}_objective"] for fold in folds]
         for period in _PERIODS
     ]  # fmt: skip
     if np.isnan(found).all():
-        _say_nothing(axes, "no trial passes the gates")
-        return _bytes(figure)
+        say_nothing(axes, "no trial passes the gates")
+        return picture_bytes(figure)
     places = np.arange(len(folds))
     for values, shift, colour, label in zip(
-        found, (-0.2, 0.2), (_GRID, _BLUE), ("train, where it was chosen", "test"), strict=True
+        found, (-0.2, 0.2), (GRID, BLUE), ("train, where it was chosen", "test"), strict=True
     ):
-        bars = axes.bar(places + shift, values, 0.38, color=colour, edgecolor=_QUIET, linewidth=0.6, label=label)
+        bars = axes.bar(places + shift, values, 0.38, color=colour, edgecolor=QUIET, linewidth=0.6, label=label)
         if len(folds) <= _MOST_FOLDS:
             shown = ["" if math.isnan(value) else f"{value:.3f}" for value in values]
-            axes.bar_label(bars, shown, padding=2, color=_INK, fontsize=8)
-    axes.axhline(0, color=_INK, linewidth=0.8)
+            axes.bar_label(bars, shown, padding=2, color=INK, fontsize=8)
+    axes.axhline(0, color=INK, linewidth=0.8)
     few = len(folds) <= _MOST_FOLDS
     names = [f"fold {fold['fold']}, from {fold['test_from'][:10]}" if few else str(fold["fold"]) for fold in folds]
     axes.set_xticks(places, names, rotation=0 if len(folds) <= 3 or not few else 15)
@@ -257,8 +257,8 @@ def folds_picture(best: Mapping[str, Any]) -> bytes:
     axes.margins(y=0.15)
     if len(folds) == 1:
         axes.set_xlim(-1, 1)
-    _legend(axes, loc="best")
-    return _bytes(figure)
+    add_legend(axes, loc="best")
+    return picture_bytes(figure)
 
 
 def _described(strategy: Mapping[str, Any]) -> str:

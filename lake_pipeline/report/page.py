@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
+from lake_pipeline import pictures
 from lake_pipeline.backtest import BaselineConfig, StrategyConfig, plots
 from lake_pipeline.backtest.config import canonical_values
 from lake_pipeline.backtest.summary import CASES, FIGURES
@@ -315,7 +316,7 @@ def _picture(svg: bytes, name: str) -> Markup:
     """A picture of `plots` as a part of the page: its colours the page's, its ids its own, its size the reader's."""
     picture = _HEAD.sub(r'<svg class="plot" \g<1> aria-hidden="true">', svg.decode(), count=1)
     picture = _NAMED.sub(rf"\g<1>{name}-", _BLANK.sub(" ", _NOISE.sub("", picture)))
-    for colour, hexadecimal in plots.COLOURS.items():
+    for colour, hexadecimal in pictures.COLOURS.items():
         picture = picture.replace(hexadecimal, f"var(--{colour})")
     return Markup(picture)  # noqa: S704  # drawn by this package, of numbers
 

@@ -9,6 +9,7 @@ import io
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from PIL import Image
 from lake_pipeline.backtest.config import BaselineConfig, StrategyConfig
 from lake_pipeline.backtest.plots import ath_histogram, equity_curve, outcome_bars, replay_picture
 from lake_pipeline.backtest.replay import Replay, replay_path
+from lake_pipeline.pictures import PICTURE_LIMIT
+from lake_pipeline.plots import coverage_heat_map, missing_histogram
 from lake_pipeline_tests.backtest.paths_for_tests import Bar, bar, paths_of
 
 STRATEGY = StrategyConfig(tp=30.0, sl=0.5, trail_activation=0.3, trail_distance=0.4, tiers=((1.2, 0.9),))
@@ -44,7 +47,15 @@ def replay_of(path: list[Bar], strategy: StrategyConfig = STRATEGY) -> Replay:
     return replay_path(paths, "alert-0", strategy, BaselineConfig())
 
 
+_SHARES = {f"{bucket:02x}": (bucket * 37 % 256) / 255 for bucket in range(256)}
+
 PICTURES: dict[str, Callable[[], bytes]] = {
+    "heat map": lambda: coverage_heat_map({"00": 1.0, "35": 0.5, "ff": 0.0}),
+    "heat map of all": lambda: coverage_heat_map(_SHARES),
+    "heat map of nothing": lambda: coverage_heat_map({}),
+    "missing": lambda: missing_histogram([0, 0, 3, 40, 5001], 5001),
+    "missing of one candle": lambda: missing_histogram([0, 1, 1], 1),
+    "missing of nothing": lambda: missing_histogram([], 26),
     "histogram": lambda: ath_histogram([1.0, 1.1, 1.1, 2.5, 40.0]),
     "histogram of thousands": lambda: ath_histogram([1 + number**2 / 50_000 for number in range(5000)]),
     "histogram of one": lambda: ath_histogram([1.0]),
@@ -72,7 +83,7 @@ def digests() -> str:
 @pytest.mark.parametrize("name", [name for name in PICTURES if "svg" not in name])
 def test_a_picture_is_a_small_png_with_a_ground_of_its_own(name: str) -> None:
     data = PICTURES[name]()
-    assert len(data) < 65_000  # as text in an event it is a third more
+    assert len(data) < PICTURE_LIMIT
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         assert image.format == "PNG"
@@ -93,6 +104,8 @@ def test_pictures_are_the_same_bytes_in_every_process() -> None:
 def test_other_figures_are_another_picture() -> None:
     assert len(set(digests().splitlines())) == len(PICTURES)
     assert outcome_bars(_OUTCOMES) != outcome_bars({**_OUTCOMES, "tp": 4})
+    assert coverage_heat_map(_SHARES) != coverage_heat_map({**_SHARES, "9a": 0.5})
+    assert missing_histogram([0, 1], 100) != missing_histogram([0, 2, 3], 100)
     assert ath_histogram([1.0, 3.0]) != ath_histogram([1.0, 3.1])
 
 
@@ -104,9 +117,19 @@ def test_an_svg_says_the_levels_and_the_reason_and_neither_date_nor_version() ->
     assert "<dc:date>" not in svg
 
 
+def test_a_heat_map_says_each_share_rounded_down_and_a_histogram_each_count() -> None:
+    svg = coverage_heat_map({"00": 0.999, "a1": 0.5}, "svg").decode()
+    for text in ("99", "50", "254 of 256 buckets have no alert"):
+        assert re.search(f"<!-- .*{text}", svg), text
+    assert "<!-- 100 -->" not in svg
+    svg = missing_histogram([0, 1, 9, 10, 25, 26], 26, "svg").decode()
+    assert re.findall("<!-- (none|1 to 9|10 to 25|all) -->", svg) == ["none", "1 to 9", "10 to 25", "all"]
+    assert re.findall(r"<!-- ([12]) -->", svg)[-4:] == ["1", "2", "2", "1"]
+
+
 def test_neither_matplotlib_nor_its_state_is_touched_before_or_after_drawing() -> None:
     code = (
-        "import sys, lake_pipeline.backtest.plots as plots\n"
+        "import sys, lake_pipeline.backtest.plots as plots, lake_pipeline.plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import matplotlib\n"
         "before = list(dict.items(matplotlib.rcParams))\n"  # by dict: a look at the backend would set it

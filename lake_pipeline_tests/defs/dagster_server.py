@@ -21,7 +21,7 @@ from typing import Any
 PROJECT = Path(__file__).parents[2]
 LOCATION = "lake_pipeline"
 REPOSITORY = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}
-_DEADLINE_S = 240.0
+_DEADLINE_S = 600.0
 _DONE = {"SUCCESS", "FAILURE", "CANCELED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "FAILED"}
 
 
@@ -148,10 +148,9 @@ def dagster_server(folder: Path, **environment: str) -> Iterator[DagsterServer]:
         yield server
     finally:
         process.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        finally:
-            # What it started is in its process group, unless it has ended.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        # What it started is in its process group, unless it has ended.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -11,6 +11,7 @@ import dagster as dg
 # Its functions are loaded when they are called: looking at definitions takes neither numba nor matplotlib.
 from lake_pipeline import backtest
 from lake_pipeline.defs import metadata
+from lake_pipeline.defs.assets.lake import reads
 from lake_pipeline.defs.failures import as_failure, interruptible
 from lake_pipeline.defs.resources import (
     BaselineResource,
@@ -29,7 +30,9 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
     """The four assets, of the settings in `baseline_settings` and `strategy_settings`."""
     single_run = dg.BackfillPolicy.single_run()
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=["manifest"], backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP, kinds={"parquet"}, tags=reads("sealed-run"), deps=["manifest"], backfill_policy=single_run
+    )
     def baseline(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -37,9 +40,12 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         candle_source: CandleSourceResource,
         baseline_settings: BaselineResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """What the price did after each alert: 28 columns and extras, one row an alert (docs/backtest.md).
+        """What the price did after each alert: 28 columns and extras, one row an alert (docs/backtest.md defines each).
 
-        Fails on a run that is not sealed, or is not what was sealed. Computed once for the same run, settings and code.
+        - **Reads** a sealed run, and nothing else: every number can be replayed from its files.
+        - **Writes** `baseline.parquet` and `caller_stats.parquet` in `results/run_id=.../baseline=<key>`.
+        - **Fails** on a run that is not sealed or is not what was sealed, on a stored result that was edited, and when
+          no alert is selected. Computed once for the same run, settings and code; found after that.
         """
         with as_failure(), interruptible():
             run = lake_run.find(lake, candle_source)
@@ -48,7 +54,9 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         _log(context, result)
         return dg.MaterializeResult(metadata=shown)
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[baseline], backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP, kinds={"parquet"}, tags=reads("sealed-run"), deps=[baseline], backfill_policy=single_run
+    )
     def price_action(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -56,7 +64,13 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         candle_source: CandleSourceResource,
         baseline_settings: BaselineResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """The candles each row of the baseline was measured on: a Parquet file an alert, from the entry candle on."""
+        """The candles each row of the baseline was measured on, from the entry candle on.
+
+        - **Reads** a sealed run, and nothing else: every number can be replayed from its files.
+        - **Writes** a Parquet file an alert, in `per_alert` of the baseline's folder; none for one without candles.
+        - **Fails** on a run that is not sealed or is not what was sealed, on a stored result that was edited, and when
+          no alert is selected. Computed once for the same run, settings and code; found after that.
+        """
         with as_failure(), interruptible():
             run = lake_run.find(lake, candle_source)
             store, threads = lake.store(), candle_source.thread_count
@@ -73,7 +87,9 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         _log(context, result)
         return dg.MaterializeResult(metadata=shown)
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[baseline], backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP, kinds={"parquet"}, tags=reads("sealed-run"), deps=[baseline], backfill_policy=single_run
+    )
     def caller_stats(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -81,7 +97,14 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         candle_source: CandleSourceResource,
         baseline_settings: BaselineResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """The callers by score: quantiles of the ATH, hit rates, drawdowns; those with `min_trades` alerts or more."""
+        """The callers by score: quantiles of the highest multiple, hit rates, drawdowns.
+
+        - **Reads** a sealed run, and nothing else: every number can be replayed from its files.
+        - **Writes** `caller_stats.parquet` beside the baseline: callers with `min_trades` usable alerts or more. Its
+          metadata counts those with fewer.
+        - **Fails** on a run that is not sealed or is not what was sealed, on a stored result that was edited, and when
+          no alert is selected. Computed once for the same run, settings and code; found after that.
+        """
         with as_failure(), interruptible():
             run = lake_run.find(lake, candle_source)
             result = baseline_settings.result(lake.store(), run, candle_source.thread_count)
@@ -89,7 +112,9 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         _log(context, result)
         return dg.MaterializeResult(metadata=shown)
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=["manifest"], backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP, kinds={"parquet"}, tags=reads("sealed-run"), deps=["manifest"], backfill_policy=single_run
+    )
     def trades(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
@@ -98,7 +123,13 @@ def build_backtest_assets() -> list[dg.AssetsDefinition]:
         baseline_settings: BaselineResource,
         strategy_settings: StrategyResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """One strategy on the same paths: entry, exit, reason and return of each alert, and what they come to."""
+        """One strategy on the same paths: entry, exit, reason and return of each alert, and what they come to together.
+
+        - **Reads** a sealed run, and nothing else: every number can be replayed from its files.
+        - **Writes** `trades.parquet` and `summary.json` in `results/run_id=.../strategy=<key>`.
+        - **Fails** on a run that is not sealed or is not what was sealed, on a stored result that was edited, and when
+          no alert is selected. Computed once for the same run, settings and code; found after that.
+        """
         with as_failure(), interruptible():
             run = lake_run.find(lake, candle_source)
             result = backtest.strategy_result(

@@ -11,7 +11,9 @@ from typing import Final
 import dagster as dg
 
 from lake_pipeline.core.buckets import format_buckets
+from lake_pipeline.core.schemas import ALERTS_SCHEMA, COVERAGE_SCHEMA, SLICE_SCHEMA
 from lake_pipeline.defs import metadata
+from lake_pipeline.defs.columns import MANIFEST_FILES_SCHEMA, column_schema
 from lake_pipeline.defs.failures import as_failure, interruptible, is_transient
 from lake_pipeline.defs.partitions import mint_buckets
 from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
@@ -22,7 +24,7 @@ from lake_pipeline.io import layout
 from lake_pipeline.run import load_run
 from lake_pipeline.seal import SealResult, cover_run, seal_run
 
-__all__ = ["GROUP", "build_lake_assets"]
+__all__ = ["GROUP", "build_lake_assets", "reads"]
 
 GROUP: Final = "lake"
 _PROGRESS_EVERY_S: Final = 5.0
@@ -40,18 +42,26 @@ def build_lake_assets(
     """
     single_run = dg.BackfillPolicy.single_run()
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"parquet"},
+        tags=reads("clickhouse"),
+        metadata={"dagster/column_schema": column_schema(ALERTS_SCHEMA)},
+        backfill_policy=single_run,
+    )
     def alerts(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """The run's identity (run.json) and its alerts, normalised and frozen.
+        """The run's identity (run.json) and its alerts, normalised, sorted by time and frozen.
 
-        Reads the configured file; rows that cannot be used go to inputs/rejected_alerts.parquet. Fails when
-        a required column is missing, ids repeat, nothing usable remains, or the run_id is taken by a run
-        with other settings, alerts or source.
+        - **Reads** the file or table that `lake_run.alerts` names, and the candle table's columns.
+        - **Writes** `run.json`, `inputs/alerts.parquet`, and `inputs/rejected_alerts.parquet` for rows that cannot be
+          used, each with its reason.
+        - **Fails** when a setting or a column is missing, ids repeat, nothing usable remains, or the `run_id` is taken
+          by a run with other settings, alerts or source. Launched again on the same input it changes nothing.
         """
         with as_failure():
             normalised = lake_run.load_alerts()
@@ -61,11 +71,13 @@ def build_lake_assets(
         if result.rejected:
             context.log.warning(f"{result.rejected} of {result.rows_in} alerts rejected: {result.reasons}")
         uri = f"{run.store.uri}/{layout.ALERTS}"
-        return dg.MaterializeResult(metadata=metadata.snapshot_metadata(result, uri))
+        return dg.MaterializeResult(metadata=metadata.snapshot_metadata(result, normalised, uri))
 
     @dg.asset(
         group_name=GROUP,
         kinds={"clickhouse", "parquet"},
+        tags=reads("clickhouse"),
+        metadata={"dagster/column_schema": column_schema(SLICE_SCHEMA)},
         deps=[alerts],
         partitions_def=mint_buckets,
         backfill_policy=backfill_policy,
@@ -77,11 +89,15 @@ def build_lake_assets(
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """The candles around the alerts, one partition a mint bucket: Parquet parts and a receipt each.
+        """The candles around the alerts, one partition a mint bucket (the first byte of SHA-1 of the mint).
 
-        Cuts the union of each mint's windows out of ClickHouse, keeps one row per (mint, ts), sets bad
-        candles apart. Buckets with a valid receipt are skipped. A bucket that fails does not stop the
-        others; they are shown as materialised, and the run fails with the list of the bad ones.
+        - **Reads** the union of each mint's windows out of ClickHouse: once, however many alerts share it.
+        - **Writes** for each bucket Parquet parts sorted by mint and time, one row per (mint, ts), the rejected candles
+          with their reasons, and last the receipt that commits the bucket. Buckets with a valid receipt are skipped;
+          unchanged ones of sealed runs are taken from there.
+        - **Fails** when the source does not answer after its retries, a bucket's ledger does not add up, or the run has
+          other settings. A bucket that fails does not stop the others: the run fails with the list of the bad ones, and
+          the next one does only what is missing.
         """
         with as_failure():
             if not (context.has_partition_key or context.has_partition_key_range):
@@ -113,25 +129,35 @@ def build_lake_assets(
                             dg.AssetMaterialization(
                                 context.asset_key,
                                 partition=result.bucket,
-                                metadata=metadata.bucket_metadata(result, run.run_id),
+                                metadata=metadata.bucket_metadata(result, run),
                             )
                         )
                 raise
         for result in progress.results:
-            context.add_asset_metadata(metadata.bucket_metadata(result, run.run_id), partition_key=result.bucket)
+            context.add_asset_metadata(metadata.bucket_metadata(result, run), partition_key=result.bucket)
         return dg.MaterializeResult()
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, deps=[candles], backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"parquet"},
+        tags=reads("receipts"),
+        metadata={"dagster/column_schema": column_schema(COVERAGE_SCHEMA)},
+        deps=[candles],
+        backfill_policy=single_run,
+    )
     def coverage(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """How much of each alert's window the candles fill: outputs/coverage.parquet, one row per alert.
+        """How much of each alert's window the candles fill: one row per alert.
 
-        Also gathers the rejected candles of all buckets. While buckets are missing, their alerts are missing here:
-        the table is then a look at an unfinished run, and the seal writes it anew.
+        - **Reads** the receipts of the buckets, not the candles.
+        - **Writes** `outputs/coverage.parquet`, and `outputs/rejected_candles.parquet` with the rejected candles of all
+          buckets, if any.
+        - **Fails** when receipts are those of other alerts. While buckets are missing, so are their alerts here: the
+          table is then a look at an unfinished run, and the seal writes it anew.
         """
         with as_failure():
             run = lake_run.find(lake, candle_source)
@@ -141,28 +167,43 @@ def build_lake_assets(
                 f"{len(result.missing_buckets)} of 256 buckets missing: {format_buckets(result.missing_buckets)}; "
                 f"{result.missing_alerts} alerts are not covered yet"
             )
-        return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, f"{run.store.uri}/{layout.COVERAGE}"))
+        return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, run))
 
-    @dg.asset(group_name=GROUP, kinds={"json"}, deps=[coverage], backfill_policy=single_run)
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"json"},
+        tags=reads("receipts"),
+        metadata={"dagster/column_schema": column_schema(MANIFEST_FILES_SCHEMA)},
+        deps=[coverage],
+        backfill_policy=single_run,
+    )
     def manifest(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """The seal: manifest.json, written last and once. On a sealed run it verifies and changes nothing.
+        """The seal: `manifest.json`, written last and once. A sealed run never changes.
 
-        Trusts only the store: 256 valid receipts of this run whose files have the right size and hash, a
-        balanced ledger and no foreign file. Fails, naming them, while buckets are missing.
+        - **Reads** every file of the run: it trusts the store, not Dagster's green partitions.
+        - **Writes** `SHA256SUMS` and `manifest.json`, which lists each file with its hash, and one root hash over them.
+          On a sealed run it verifies every byte and writes nothing.
+        - **Fails** while buckets are missing or damaged, naming them; where a ledger does not add up; on foreign files
+          in the run's folder; and on a sealed run that is not what was sealed.
         """
         with as_failure():
             run = lake_run.find(lake, candle_source)
             previous = load_run(lake.store(), lake_run.previous) if lake_run.previous else None
             result = seal_run(run, threads=candle_source.thread_count, previous=previous, details=_details(context))
         context.log.info(_summary(result))
-        return dg.MaterializeResult(metadata=metadata.seal_metadata(result, f"{run.store.uri}/{layout.MANIFEST}"))
+        return dg.MaterializeResult(metadata=metadata.seal_metadata(result, run))
 
     return [alerts, candles, coverage, manifest]
+
+
+def reads(what: str) -> dict[str, str]:
+    """The tag that says what an asset works on: `clickhouse`, `receipts` or `sealed-run`."""
+    return {"lake/reads": what}
 
 
 def _details(context: dg.AssetExecutionContext, **more: str) -> dict[str, str]:

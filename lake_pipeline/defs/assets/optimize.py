@@ -6,6 +6,7 @@ from typing import Final
 import dagster as dg
 
 from lake_pipeline.defs import metadata
+from lake_pipeline.defs.assets.lake import reads
 from lake_pipeline.defs.failures import as_failure, interruptible
 from lake_pipeline.defs.resources import (
     BaselineResource,
@@ -26,6 +27,7 @@ def build_optimize_assets() -> list[dg.AssetsDefinition]:
     @dg.asset(
         group_name=GROUP,
         kinds={"parquet"},
+        tags=reads("sealed-run"),
         deps=["manifest"],
         backfill_policy=dg.BackfillPolicy.single_run(),
         output_required=False,
@@ -40,8 +42,12 @@ def build_optimize_assets() -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         """Trials of exits chosen on train alerts, every one kept, and the winner with what speaks against it.
 
-        Not materialised, with a warning, where the alerts are too few or too close together to be split and no lengths
-        of train and test periods were asked for (docs/optimizer.md).
+        - **Reads** a sealed run, and nothing else: every number can be replayed from its files.
+        - **Writes** `trials.parquet`, `best.json`, `winner_trades.parquet` and pictures in
+          `results/run_id=.../optimize=<key>`. Where the alerts are too few or too close together to be split, and no
+          lengths of train and test periods were asked for, it warns and is not materialised (docs/optimizer.md).
+        - **Fails** on a run that is not sealed or is not what was sealed, on a stored result that was edited, and when
+          no alert is selected. Computed once for the same run, settings and code; found after that.
         """
         # Loaded here: looking at definitions takes neither numba nor matplotlib.
         from lake_pipeline.optimizer.results import optimize_result, pictures_result
