@@ -76,6 +76,17 @@ def test_every_command_and_example_of_the_page_works(scratch, page):
             run(scratch, f"{sys.executable} example.py")
 
 
+def test_what_the_demo_says_to_do_next_can_be_pasted_in_a_fresh_clone(scratch):
+    without_lake = ":".join(part for part in os.environ["PATH"].split(":") if not (Path(part) / "lake").exists())
+    printed = run(scratch, f"PATH={without_lake}; make --no-print-directory demo")
+    commands, _, example = printed.partition("\nNext:\n")[2].partition("or in Python:\n")
+    assert [command.split()[0] for command in commands.splitlines()] == [".venv/bin/lake", ".venv/bin/lake", "make"]
+    for command in commands.splitlines()[:2]:  # the browser test runs the third
+        run(scratch, f"PATH={without_lake}; {command}")
+    (scratch / "example.py").write_text(example.strip(), encoding="utf-8")
+    assert "columns]" in run(scratch, f"{sys.executable} example.py")
+
+
 def mentioned(page: Path, program: str) -> list[list[str]]:
     """Every line of this program on a page, in words: run above, shown only, or inside a sentence."""
     text = page.read_text(encoding="utf-8")

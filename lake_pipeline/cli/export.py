@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,9 +154,16 @@ def demo(load_only: bool, data_root: str | None, format_: str) -> None:
     print_mapping(_summary(result), format_)
     click.echo("\nlongest gaps:")
     _print_worst_alerts(config)
+    # In a fresh clone the command is not on the PATH yet: what is shown here must work where it is pasted.
+    program = "lake" if shutil.which("lake") else sys.argv[0]
+    option = "" if root == LakeSettings().root else f" --data-root {shlex.quote(root)}"
     click.echo(
-        f"\nNext: lake show demo --data-root {root} | lake verify demo --data-root {root} | make ui, or in Python\n"
-        f"  from lake_pipeline import open_run; open_run('demo', '{root}').slice('0001').to_pandas()"
+        "\nNext:\n"
+        f"  {program} verify demo{option}\n"
+        f"  {program} report demo{option} -o report.html\n"
+        "  make ui\n"
+        "or in Python:\n"
+        f"  from lake_pipeline import open_run; print(open_run('demo', {root!r}).slice('0001').to_pandas())"
     )
 
 
