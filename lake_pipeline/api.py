@@ -69,6 +69,7 @@ def export_lake_run_slices(
             threads=settings.thread_count,
             max_rows_in_flight=settings.max_rows_in_flight,
             reuse_from=lake if settings.reuse else None,
+            check_source=settings.check_source,
             on_bucket=on_bucket,
         )
     cover_run(run, threads=settings.thread_count)

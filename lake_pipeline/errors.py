@@ -6,6 +6,7 @@
     ├── InputError             alerts or candles that cannot be used as they are
     ├── SourceError            the candle source: table, columns, credentials, engine
     │   ├── SourceUnavailable    (transient) refused, timed out, dropped: trying again may help
+    │   ├── SourceChanged        (transient) candles changed while they were exported, and that was to be checked
     │   └── EngineBusy           another process owns the embedded database
     ├── StoreError             the lake's files: disk full, permissions, a foreign file
     │   ├── StoreUnavailable     (transient) the object store did not answer: trying again may help
@@ -42,6 +43,7 @@ __all__ = [
     "RunNotFound",
     "RunNotSealed",
     "RunSealed",
+    "SourceChanged",
     "SourceError",
     "SourceUnavailable",
     "StoreError",
@@ -79,6 +81,12 @@ class SourceError(LakeError):
 
 class SourceUnavailable(SourceError):
     """The candle source did not answer; trying again may help."""
+
+    transient = True
+
+
+class SourceChanged(SourceError):
+    """Candles changed in the source while they were exported; once nothing writes them, trying again helps."""
 
     transient = True
 

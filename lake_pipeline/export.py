@@ -43,6 +43,7 @@ from lake_pipeline.errors import (
     LakeError,
     RunError,
     RunSealed,
+    SourceChanged,
     VerificationFailed,
 )
 from lake_pipeline.io import layout
@@ -213,13 +214,16 @@ def export_buckets(
     threads: int = 2,
     max_rows_in_flight: int = DEFAULT_MAX_ROWS_IN_FLIGHT,
     reuse_from: Store | None = None,
+    check_source: bool = False,
     details: Mapping[str, Any] | None = None,
     on_bucket: Callable[[BucketResult], None] = lambda result: None,
 ) -> list[BucketResult]:
     """Export and commit buckets; those with a valid receipt are skipped. Returns results in bucket order.
 
-    Buckets that a sealed run under the data root `reuse_from` has already are taken from there. `on_bucket` is called
-    in this thread as each bucket is done. Raises BucketsFailed after all others are committed, when some could not be.
+    Buckets that a sealed run under the data root `reuse_from` has already are taken from there. With `check_source`,
+    the source's rows of a bucket are counted before the first candle is read and before the bucket is committed, and
+    one that changed in between fails with SourceChanged. `on_bucket` is called in this thread as each bucket is done.
+    Raises BucketsFailed after all others are committed, when some could not be.
     """
     _check_limits(buckets, threads, max_rows_in_flight)
     started = time.monotonic()
@@ -238,6 +242,7 @@ def export_buckets(
     todo = [state.bucket for state in invalid]
     if todo:
         exporter = _Exporter(run, source, build_plan(alerts, run.spec), alerts)
+        late: list[str] = []
         before = source_state(source, exporter.plan)
         reusable = find_reusable(reuse_from, run, source, alerts, todo) if reuse_from and before else {}
         with ThreadPoolExecutor(threads, thread_name_prefix="lake-export") as pool:
@@ -249,13 +254,22 @@ def export_buckets(
                         done[bucket] = outcome
                         on_bucket(outcome)
                 missing = [bucket for bucket in todo if bucket not in done]
-                for group in group_buckets(exporter.plan, missing, max_rows_in_flight):
+                groups = group_buckets(exporter.plan, missing, max_rows_in_flight)
+                if check_source:
+                    exporter.first_look = exporter.look(groups, pool)
+                for group in groups:
                     for bucket, outcome in exporter.export_group(group, pool, threads, max_rows_in_flight):
                         if isinstance(outcome, LakeError):
                             failures[bucket] = outcome
                         else:
                             done[bucket] = outcome
                             on_bucket(outcome)
+                if check_source and (before is None or source_state(source, exporter.plan) != before):
+                    late = [
+                        bucket
+                        for bucket, now in exporter.look(groups, pool).items()
+                        if bucket in done and now != exporter.first_look[bucket]
+                    ]
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # Ctrl-C waits for what runs, not for what is queued
                 raise
@@ -278,10 +292,23 @@ def export_buckets(
             "max_rows_in_flight": max_rows_in_flight,
             "source_state": asdict(before) if before and unchanged else None,
             "exported": committed,
+            "check_source": check_source,
+            "source_changed": sorted(
+                [*late, *(bucket for bucket, error in failures.items() if isinstance(error, SourceChanged))]
+            ),
         }
         with run.store.lock(exclusive=True):
             if not run.sealed:
                 append_event(run.store, "candles", {**(details or {}), **event})
+        if late:
+            logger.warning(
+                "run %s: in %d buckets the source has changed since they were committed, or cannot tell (%s). Each "
+                "holds what the source had when it was read, but they are not of one moment: see what writes there; "
+                "for a run of one moment export under another run_id when nothing does",
+                run.run_id,
+                len(late),
+                format_buckets(late),
+            )
     if failures:
         raise BucketsFailed(_failure_message(run, failures, len(done)), dict(sorted(failures.items())))
     return [done[bucket] for bucket in buckets]
@@ -307,6 +334,18 @@ def _failure_message(run: Run, failures: Mapping[str, LakeError], done: int) -> 
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What the source has of some mints: how many rows, a checksum no order changes, or why it cannot tell."""
+
+    rows: int = 0
+    checksum: int = 0
+    error: LakeError | None = None
+
+    def __add__(self, other: _Seen) -> _Seen:
+        return _Seen(self.rows + other.rows, (self.checksum + other.checksum) % 2**64, self.error or other.error)
+
+
+@dataclass(frozen=True)
 class _Chunk:
     """One bucket's share of one slice: candles in order, rejected ones, counts, and its alerts' measures."""
 
@@ -326,6 +365,8 @@ class _Exporter:
         self.plan = plan
         self.alert_ids = alerts.column("alert_id").to_pylist()
         self.mint_counts = Counter(plan.buckets)
+        # What the source had of each bucket before anything was read; empty where that is not to be checked.
+        self.first_look: Mapping[str, _Seen] = {}
 
     def take_over(
         self, reusable: Mapping[str, Reusable], pool: ThreadPoolExecutor
@@ -337,6 +378,39 @@ class _Exporter:
 
         yield from zip(reusable, pool.map(commit, reusable), strict=True)
 
+    def look(self, groups: Sequence[BucketGroup], pool: ThreadPoolExecutor) -> dict[str, _Seen]:
+        """What the source has of these buckets now."""
+        found = {bucket: _Seen() for group in groups for bucket in group.buckets}
+        for part in pool.map(self._look_at, [indices for group in groups for indices in group.slices]):
+            for bucket, seen in part:
+                found[bucket] += seen
+        return found
+
+    def _look_at(self, indices: Sequence[int]) -> list[tuple[str, _Seen]]:
+        """What it has of each mint, by bucket."""
+        buckets = [self.plan.buckets[index] for index in indices]
+        try:
+            found = self.source.fingerprint(SliceRequest.of(self.plan, indices))
+        except LakeError as error:
+            return [(bucket, _Seen(error=error)) for bucket in buckets]
+        return list(zip(buckets, map(_Seen, found.rows.tolist(), found.checksum.tolist()), strict=True))
+
+    def _change(self, bucket: str, rows_read: int, now: _Seen) -> LakeError | None:
+        """Why a bucket must not be committed, if the source was to be checked and shows a reason."""
+        if not self.first_look:
+            return None
+        before = self.first_look[bucket]
+        if before.error or now.error:
+            return before.error or now.error
+        if before == now and rows_read == now.rows:
+            return None
+        counts = f"{before.rows} rows before, {rows_read} read, {now.rows} after"
+        values = ", with other values" if before.rows == rows_read == now.rows else ""
+        return SourceChanged(
+            f"its candles changed in the source while they were exported ({counts}{values}), and check_source asks for "
+            "one state of them. The bucket is not committed: run again when nothing writes these candles"
+        )
+
     def export_group(
         self, group: BucketGroup, pool: ThreadPoolExecutor, threads: int, max_rows_in_flight: int
     ) -> Iterator[tuple[str, BucketResult | LakeError]]:
@@ -347,15 +421,27 @@ class _Exporter:
             if done:
                 yield bucket, done[bucket]
                 return
+
+            def write() -> Receipt:
+                receipt = self._write_bucket(bucket, (parts[bucket] for parts in slices))
+                now = self.look([group], pool)[bucket] if self.first_look else _Seen()
+                if change := self._change(bucket, receipt.ledger.source_rows, now):
+                    raise change
+                return receipt
+
             with closing(_ahead(pool, self._read_slice, group.slices, threads)) as slices:
-                stream = (parts[bucket] for parts in slices)
-                yield bucket, self._commit(bucket, lambda: self._write_bucket(bucket, stream))
+                yield bucket, self._commit(bucket, write)
             return
         chunks: dict[str, list[_Chunk | LakeError]] = {bucket: [] for bucket in group.buckets}
         for parts in pool.map(self._read_slice, group.slices):
             for bucket, chunk in parts.items():
                 chunks[bucket].append(chunk)
         done = self._done_by_others(group.buckets)
+        for bucket, now in (self.look([group], pool) if self.first_look else {}).items():
+            read = [chunk.ledger.source_rows for chunk in chunks[bucket] if not isinstance(chunk, LakeError)]
+            change = self._change(bucket, sum(read), now)
+            if change and bucket not in done and len(read) == len(chunks[bucket]):
+                done[bucket] = change
         yield from done.items()
         commits: dict[Future[BucketResult | LakeError], str] = {
             pool.submit(self._commit, bucket, partial(self._write_bucket, bucket, chunks[bucket])): bucket

@@ -109,6 +109,12 @@ class SourceSettings(_Settings):
         description="Take buckets from sealed runs of this data root where alerts, settings and source are unchanged.",
     )
 
+    check_source: bool = Field(
+        default=False,
+        description="Count and checksum the rows of each bucket in the source before they are read and before they are "
+        "committed; a bucket that changed in between is not committed.",
+    )
+
     @property
     def thread_count(self) -> int:
         """Threads in effect."""

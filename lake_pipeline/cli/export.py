@@ -98,6 +98,11 @@ def _print_export(result: ExportResult, format_: str) -> None:
 @source_options
 @click.option("--threads", type=int, metavar="N", help="Queries and encoders at once. [default: cores, at most 8]")
 @click.option(
+    "--check-source/--no-check-source",
+    default=None,
+    help="Refuse buckets whose candles change in the source meanwhile. [default: no]",
+)
+@click.option(
     "--reuse/--no-reuse", default=None, help="Take unchanged buckets from sealed runs of this data root. [default: yes]"
 )
 @click.option(

@@ -30,11 +30,12 @@ from lake_pipeline.io.queries import (
     TABLE_STATE,
     VERSION_COLUMNS,
     CandleTable,
+    fingerprint_query,
     needs_unit_probe,
     resolve_columns,
     slice_query,
 )
-from lake_pipeline.io.source import DEFAULT_TABLE, SliceRequest
+from lake_pipeline.io.source import DEFAULT_TABLE, RowsFingerprint, SliceRequest
 
 __all__ = ["ClickHouseSource", "SourceConfig", "fetch_rows", "quote_table", "run_statement"]
 
@@ -275,6 +276,19 @@ class ClickHouseSource:
             lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
         )
         return _block(rows, 1000 if table.time_unit == "s" else 1)
+
+    def fingerprint(self, request: SliceRequest) -> RowsFingerprint:
+        """Count and checksum of the rows inside the request's windows, per mint."""
+        query, parameters = fingerprint_query(self.table(), request)
+        found = self.call(
+            f"count the candles of {len(request.mints)} mints",
+            lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
+        )
+        rows, checksum = np.zeros(len(request.mints), np.int64), np.zeros(len(request.mints), np.uint64)
+        mint = found.column("m").to_numpy()
+        rows[mint] = found.column("row_count").to_numpy()
+        checksum[mint] = found.column("checksum").to_numpy()
+        return RowsFingerprint(rows, checksum)
 
     def state(self, start_ms: int, end_ms: int) -> str | None:
         """A hash over the definition of a MergeTree table and its parts; None for other engines."""

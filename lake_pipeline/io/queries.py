@@ -25,6 +25,7 @@ __all__ = [
     "TABLE_STATE",
     "VERSION_COLUMNS",
     "CandleTable",
+    "fingerprint_query",
     "needs_unit_probe",
     "resolve_columns",
     "slice_query",
@@ -224,6 +225,36 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
     time unit. The windows, disjoint per mint, are matched by an ASOF join on (mint, start): one probe
     per candle however many windows there are.
     """
+    rows, parameters = _rows_of(table, request)
+    columns = {"m": "w.m", "t": table.time_expression, **_row_columns(table)}
+    return f"SELECT {', '.join(f'{column} AS {name}' for name, column in columns.items())} {rows}", parameters
+
+
+def fingerprint_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, Any]]:
+    """How many rows `slice_query` gives for each mint index `m`, and a sum of their hashes, which no order changes."""
+    rows, parameters = _rows_of(table, request)
+    # A tuple has a hash where a column of it is null; a sum, unlike xor, tells two equal rows from none.
+    columns = ", ".join((table.time_expression, *_row_columns(table).values()))
+    return (
+        "SELECT m, toInt64(count()) AS row_count, sum(h) AS checksum "
+        f"FROM (SELECT w.m AS m, cityHash64(tuple({columns})) AS h {rows}) GROUP BY m"
+    ), parameters
+
+
+def _row_columns(table: CandleTable) -> dict[str, str]:
+    """Name -> expression of what is read of a row beside its mint and its time."""
+    columns = {}
+    for name in VALUE_COLUMNS:
+        column = table.column(name)
+        columns[name] = column if _bare(table.types[name]) == "Float64" else f"toFloat64({column})"
+    columns |= {role: version_expression(table, role) for role in VERSION_COLUMNS if role in table.columns}
+    if "source" in table.columns:
+        columns["source"] = f"toString({table.column('source')})"
+    return columns
+
+
+def _rows_of(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, Any]]:
+    """FROM and WHERE of a request's rows, as `c`, each with its window `w`, and the bound parameters."""
     unit_ms = 1000 if table.time_unit == "s" else 1
     # Bounds in the column's unit, rounded up: a candle at t is inside [start, end) for these as well.
     starts, ends = -(-request.starts // unit_ms), -(-request.ends // unit_ms)
@@ -233,13 +264,6 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
     else:
         cast = "Int64"
     tokens = format_query_value([request.mints[index] for index in request.mint])
-    selected = ["w.m AS m", f"{table.time_expression} AS t"]
-    for name in VALUE_COLUMNS:
-        column = table.column(name)
-        selected.append(f"{column if _bare(table.types[name]) == 'Float64' else f'toFloat64({column})'} AS {name}")
-    selected += [f"{version_expression(table, role)} AS {role}" for role in VERSION_COLUMNS if role in table.columns]
-    if "source" in table.columns:
-        selected.append(f"toString({table.column('source')}) AS source")
     where = [
         f"{table.column('token_address')} IN {_in_list(request.mints)}",
         f"{table.column('timestamp')} >= {table.time_literal(int(request.starts.min()), up=True)}",
@@ -257,7 +281,7 @@ def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[st
         where.append(f"{table.column('interval_seconds')} = {{interval:UInt32}}")
         parameters["interval"] = request.spec.interval_s
     query = (
-        f"SELECT {', '.join(selected)} FROM {table.qualified} AS c "
+        f"FROM {table.qualified} AS c "
         "ASOF INNER JOIN (SELECT x.1 AS k, x.2 AS m, x.3 AS s, x.4 AS e FROM (SELECT arrayJoin(arrayZip("
         f"{tokens}, CAST({request.mint.tolist()} AS Array(UInt32)), "
         f"CAST({starts.tolist()} AS Array({cast})), CAST({ends.tolist()} AS Array({cast})))) AS x)) AS w "

@@ -13,7 +13,7 @@ from lake_pipeline.core.candles import CandleBlock
 from lake_pipeline.core.plan import Plan
 from lake_pipeline.core.spec import RunSpec
 
-__all__ = ["DEFAULT_TABLE", "CandleSource", "SliceRequest"]
+__all__ = ["DEFAULT_TABLE", "CandleSource", "RowsFingerprint", "SliceRequest"]
 
 DEFAULT_TABLE: Final = "ohlcv_candles"
 
@@ -43,6 +43,14 @@ class SliceRequest:
         )
 
 
+@dataclass(frozen=True)
+class RowsFingerprint:
+    """Of each mint of a request: how many rows the source has, and a checksum of them that no order changes."""
+
+    rows: Int64Array
+    checksum: npt.NDArray[np.uint64]
+
+
 class CandleSource(Protocol):
     """A table of candles. Safe to use from several threads at once."""
 
@@ -55,6 +63,9 @@ class CandleSource(Protocol):
         Keys are over the request's own mint indices. Raises SourceError; SourceUnavailable only after
         retries with backoff.
         """
+
+    def fingerprint(self, request: SliceRequest) -> RowsFingerprint:
+        """Count and checksum, per mint of the request, of the rows `read` gives. Raises as `read` does."""
 
     def state(self, start_ms: int, end_ms: int) -> str | None:
         """A fingerprint of the rows in this time range: while it stays the same, so do they.

@@ -118,6 +118,7 @@ def build_lake_assets(
                         threads=candle_source.thread_count,
                         max_rows_in_flight=candle_source.max_rows_in_flight,
                         reuse_from=lake.store() if candle_source.reuse else None,
+                        check_source=candle_source.check_source,
                         details=_details(context),
                         on_bucket=progress,
                     )
