@@ -71,8 +71,14 @@ _ADVICE: Final[Mapping[int, str]] = {
     497: "the user may not read this: grant SELECT on the candle table",
     516: "authentication failed: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
 }
-# One thread per query: the export runs several queries at once. Windows are literals, so the text is long.
-_SETTINGS: Final[dict[str, Any]] = {"max_threads": 1, "max_query_size": 1 << 28, "session_timezone": "UTC"}
+# One thread per query: the export runs several queries at once. Windows are literals, so the text is long. Blocks are
+# not cut short for wide rows: a tenth less for a query.
+_SETTINGS: Final[dict[str, Any]] = {
+    "max_threads": 1,
+    "max_query_size": 1 << 28,
+    "preferred_block_size_bytes": 0,
+    "session_timezone": "UTC",
+}
 # A profile on the server may make its limits, or a shard that is down, cut results short silently: here they raise.
 _WHOLE_RESULTS: Final[dict[str, Any]] = {
     **dict.fromkeys(
