@@ -253,6 +253,6 @@ def _remove_unfinished(run: Run) -> list[str]:
 
 def _write_checksums(run: Run, manifest: Manifest) -> None:
     """SHA256SUMS over every sealed file, the manifest to come included. The caller holds the lock."""
-    data = manifest.checksums()
+    data = manifest.checksums(manifest.to_bytes())
     if not run.store.exists(layout.CHECKSUMS) or run.store.read(layout.CHECKSUMS) != data:
         run.store.replace(layout.CHECKSUMS, data)

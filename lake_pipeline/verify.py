@@ -161,7 +161,8 @@ class _Checker:
         except (LakeError, KeyError) as error:
             self.faults.append(f"{layout.MANIFEST} is not a manifest: {error}")
             return None
-        if manifest.to_bytes() != data:
+        canonical = manifest.to_bytes()
+        if canonical != data:
             self.faults.append(f"{layout.MANIFEST} is not canonical: it was edited or written by something else")
         if manifest.run_id != self.run_id:
             self.faults.append(f"{layout.MANIFEST} is that of run {manifest.run_id!r}, not {self.run_id!r}")
@@ -171,7 +172,7 @@ class _Checker:
             self.faults.append(f"{layout.MANIFEST}: content_sha256 is not the root of its files")
         for path, wanted in (
             (layout.RUN_RECORD, implied.to_bytes()),
-            (layout.CHECKSUMS, manifest.checksums()),
+            (layout.CHECKSUMS, manifest.checksums(canonical)),
         ):
             if not self.store.exists(path):
                 self.faults.append(f"{path} is missing")

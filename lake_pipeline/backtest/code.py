@@ -26,13 +26,18 @@ def code_identity(*modules: str) -> dict[str, Any]:
     digests: dict[str, str] = {}
     for module in modules:
         digests |= _digests_once(module)
-    return {"modules": digests, "libraries": {name: version(name) for name in _LIBRARIES}}
+    return {"modules": digests, "libraries": {name: _version_once(name) for name in _LIBRARIES}}
+
+
+# As the process began: what is imported does not change any more.
+@functools.cache
+def _digests_once(module: str) -> dict[str, str]:
+    return module_digests(module)
 
 
 @functools.cache
-def _digests_once(module: str) -> dict[str, str]:
-    """`module_digests` as the process began: what is imported does not change any more."""
-    return module_digests(module)
+def _version_once(library: str) -> str:
+    return version(library)
 
 
 def module_digests(module: str) -> dict[str, str]:

@@ -39,10 +39,10 @@ from lake_pipeline.backtest.words import HEAD, CacheFiles, CacheOrigin, CacheSty
 from lake_pipeline.core.candles import VALUE_COLUMNS
 from lake_pipeline.core.canonical import sha256_hex
 from lake_pipeline.core.manifest import FileEntry, Manifest
-from lake_pipeline.core.schemas import COVERAGE_SCHEMA
+from lake_pipeline.core.schemas import ALERTS_SCHEMA, COVERAGE_SCHEMA
 from lake_pipeline.errors import InputError, StoreError, VerificationFailed
 from lake_pipeline.io import layout
-from lake_pipeline.io.parquet import read_table
+from lake_pipeline.io.parquet import decode_table
 from lake_pipeline.io.store import Store
 from lake_pipeline.run import Run
 from lake_pipeline.verify import require_manifest
@@ -202,10 +202,10 @@ def open_paths(
     """
     manifest = require_manifest(run)
     entries = {entry.path: entry for entry in manifest.files}
-    for path in (layout.ALERTS, layout.COVERAGE):
-        _read_sealed(run, entries[path])
-    alerts = run.alerts()
-    coverage = read_table(run.store, layout.COVERAGE, COVERAGE_SCHEMA)
+    alerts, coverage = (
+        decode_table(_read_sealed(run, entries[path]), schema, f"{run.store.uri}/{path}")
+        for path, schema in ((layout.ALERTS, ALERTS_SCHEMA), (layout.COVERAGE, COVERAGE_SCHEMA))
+    )
     rows = select_alerts(alerts, selection, coverage.column("kept"))
     alerts, coverage = alerts.take(rows).combine_chunks(), coverage.take(rows)
     interval_ms = run.spec.interval_s * 1000
@@ -399,6 +399,7 @@ def _packed(block: PathBlock) -> Int64Array:
 def _unpacked(words: Int64Array) -> PathBlock:
     """The block of such words, as views of them."""
     paths, candles = (int(count) for count in words[_COUNTS])
-    cuts = np.cumsum([_BODY, paths, paths, paths, *[candles] * 6])
-    rows, starts, stops, ts, *values = (words[low:high] for low, high in itertools.pairwise(cuts))
-    return _block([ts, *(value.view(np.float64) for value in values)], rows, starts, stops)
+    cuts = list(itertools.pairwise(itertools.accumulate([_BODY, *[paths] * 3, *[candles] * 6])))
+    rows, starts, stops, ts = (words[low:high] for low, high in cuts[:4])
+    doubles = words.view(np.float64)
+    return _block([ts, *(doubles[low:high] for low, high in cuts[4:])], rows, starts, stops)

@@ -6,9 +6,9 @@ miss with one warning. Folders of such files, and what they say of themselves, a
 
 from __future__ import annotations
 
-import io
 import logging
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -137,8 +137,8 @@ def _map_words(store: Store, path: str) -> Int64Array | None:
     """A file as 8-byte words, mapped where it is local; None if it is none of ours."""
     if isinstance(store, LocalStore):
         with store.open(path) as file:
-            size = file.seek(0, io.SEEK_END)
-            data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            size = os.fstat(file.fileno()).st_size
+            data: bytes | mmap.mmap = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
     else:
         data = store.read(path)
     if len(data) % 8 or len(data) < 8 * HEAD:

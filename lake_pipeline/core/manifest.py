@@ -281,11 +281,14 @@ class Manifest(_Model):
             source=source,
         )
 
-    def checksums(self) -> bytes:
-        """SHA256SUMS: one line for every sealed file, this manifest and run.json included, by path."""
+    def checksums(self, data: bytes) -> bytes:
+        """SHA256SUMS: one line for every sealed file, this manifest and run.json included, by path.
+
+        `data` is what `to_bytes` gives.
+        """
         digests = {entry.path: entry.sha256 for entry in (*self.files, *self.records)}
         digests["run.json"] = sha256_hex(self.run_record.to_bytes())
-        digests["manifest.json"] = sha256_hex(self.to_bytes())
+        digests["manifest.json"] = sha256_hex(data)
         return checksum_lines(digests.items()).encode()
 
     @property

@@ -17,7 +17,7 @@ from lake_pipeline.errors import StoreError
 from lake_pipeline.io.layout import part_path
 from lake_pipeline.io.store import Sink, Store
 
-__all__ = ["ROW_GROUP_ROWS", "SliceWriter", "read_table", "table_bytes", "write_candles", "write_table"]
+__all__ = ["ROW_GROUP_ROWS", "SliceWriter", "decode_table", "read_table", "table_bytes", "write_candles", "write_table"]
 
 ROW_GROUP_ROWS: Final = 122_880
 _ZSTD_LEVEL: Final = 3
@@ -81,13 +81,18 @@ def _write(sink: Any, table: pa.Table, options: dict[str, Any]) -> None:
 
 def read_table(store: Store, path: str, schema: pa.Schema) -> pa.Table:
     """A whole file with the given schema. Raises StoreError when it is not such a file."""
+    return decode_table(store.read(path), schema, f"{store.uri}/{path}")
+
+
+def decode_table(data: bytes, schema: pa.Schema, name: str) -> pa.Table:
+    """The table of a file's bytes; `name` is how errors call it. Raises StoreError when it is not such a file."""
     try:
-        with store.open(path) as file:
-            table = pq.read_table(file)
+        # Not `pq.read_table`, whose datasets cost a small file twice the time.
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{store.uri}/{path} is not a readable Parquet file: {error}") from error
+        raise StoreError(f"{name} is not a readable Parquet file: {error}") from error
     if not table.schema.equals(schema):
-        raise StoreError(f"{store.uri}/{path} has other columns than {', '.join(schema.names)}")
+        raise StoreError(f"{name} has other columns than {', '.join(schema.names)}")
     return table
 
 

@@ -194,21 +194,24 @@ class LocalStore:
     def exists(self, path: str) -> bool:
         """Whether there is a file of this name."""
         # Not Path.is_file, which takes some errors for an answer: "cannot tell" must not read as "not sealed".
-        with explained("look at", self._path(path)):
+        file = self._path(path)
+        with explained("look at", file):
             try:
-                return stat.S_ISREG(self._path(path).stat().st_mode)
+                return stat.S_ISREG(file.stat().st_mode)
             except (FileNotFoundError, NotADirectoryError):
                 return False
 
     def read(self, path: str) -> bytes:
         """All of a file."""
-        with explained("read", self._path(path)):
-            return self._path(path).read_bytes()
+        file = self._path(path)
+        with explained("read", file):
+            return file.read_bytes()
 
     def open(self, path: str) -> BinaryIO:
         """A file for random reads."""
-        with explained("read", self._path(path)):
-            return self._path(path).open("rb")
+        file = self._path(path)
+        with explained("read", file):
+            return file.open("rb")
 
     def filesystem(self) -> pafs.FileSystem:
         """The folder as pyarrow reads it."""

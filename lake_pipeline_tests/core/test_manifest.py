@@ -120,7 +120,7 @@ def test_a_manifest_is_canonical_json_and_implies_its_run_record() -> None:
 
 def test_checksums_name_every_sealed_file_once() -> None:
     made = manifest(with_files())
-    lines = made.checksums().decode().splitlines()
+    lines = made.checksums(made.to_bytes()).decode().splitlines()
     named = [line.split("  ", 1)[1] for line in lines]
     wanted = {file.path for file in made.files} | {"receipts/x", "run.json", "manifest.json"}
     assert named == sorted(wanted)

@@ -240,14 +240,18 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretends that a module has changed, or the version of a library has; undone with None."""
     real_digests, real_version = code.module_digests, code.version
 
-    def pretend(name: str | None) -> None:
+    def forget() -> None:
         code._digests_once.cache_clear()
+        code._version_once.cache_clear()
+
+    def pretend(name: str | None) -> None:
+        forget()
         changed = {f"lake_pipeline.{name}": "0" * 64} if name else {}
         monkeypatch.setattr(code, "module_digests", lambda module: {**real_digests(module), **changed})
         monkeypatch.setattr(code, "version", lambda library: "0" if library == name else real_version(library))
 
     yield pretend
-    code._digests_once.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("name", ["optimizer.passage", "backtest.kernels", "core.window", "numba", "numpy"])
