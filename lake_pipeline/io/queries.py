@@ -272,7 +272,7 @@ def _rows_of(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, 
     ]
     span_ms = (int(request.ends.max()) - int(request.starts.min())) * len(request.mints)
     if span_ms > _PRUNE_ABOVE * int((request.ends - request.starts).sum()):
-        where.append(_index_hint(table, request))
+        where.append(_near_windows(table, request))
     parameters: dict[str, Any] = {}
     if "chain" in table.columns:
         where.append(f"{table.column('chain')} IN {{chains:Array(String)}}")
@@ -291,11 +291,12 @@ def _rows_of(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, 
     return query, parameters
 
 
-def _index_hint(table: CandleTable, request: SliceRequest) -> str:
-    """The windows as (mint, time step) pairs for the primary index alone; no row is tested against them.
+def _near_windows(table: CandleTable, request: SliceRequest) -> str:
+    """The windows as (mint, time step) pairs, for the primary index and for the rows of what it leaves.
 
     A condition on mints and one time range reads all of each mint's history in between. Steps are half a window
-    long on average, a few pairs a window; `intDiv(toInt64(...))` is a form the index analysis sees through.
+    long on average, a few pairs a window; `intDiv(toInt64(...))` is a form the index analysis sees through. It drops
+    no row of a window, and most of the others before their prices are unpacked and joined.
     """
     unit_ms = 1 if table.integer_unit == "ms" else 1000
     starts, ends = request.starts // unit_ms, -(-request.ends // unit_ms)
@@ -307,7 +308,7 @@ def _index_hint(table: CandleTable, request: SliceRequest) -> str:
     mints = [request.mints[index] for index in np.repeat(request.mint, counts).tolist()]
     pairs = tuple(zip(mints, (np.repeat(first, counts) + within).tolist(), strict=True))
     token, time = table.column("token_address"), table.column("timestamp")
-    return f"indexHint(({token}, intDiv(toInt64({time}), {step})) IN {format_query_value(pairs)})"
+    return f"({token}, intDiv(toInt64({time}), {step})) IN {format_query_value(pairs)}"
 
 
 def _in_list(values: Sequence[str]) -> str:

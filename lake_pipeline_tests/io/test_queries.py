@@ -85,4 +85,4 @@ def test_windows_that_fill_their_histories_ask_nothing_more_of_the_index(
 ) -> None:
     create_table(engine, table, history("A", T0_MS))
     _, request = request_for([Alert("1", "MintA", T0_MS), Alert("2", "MintB", T0_MS)])
-    assert "indexHint" not in slice_query(source_of(table).table(), request)[0]
+    assert "intDiv" not in slice_query(source_of(table).table(), request)[0]
