@@ -331,6 +331,7 @@ def run_all(scale: str, folder: Path, rounds: int) -> dict[str, list[dict[str, f
     names = [name for name, (data, _, _) in CONTESTANTS.items() if not data or scale == "full"]
     for used in sorted({case_of(name, scale, folder).folder.name for name in names}):
         generate(SCALES[used], folder / used)
+        shutil.rmtree(folder / used / "lake", ignore_errors=True)  # runs of other benchmarks would be reused
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     main_case = case_of("engine", scale, folder)
     for number in range(rounds):
