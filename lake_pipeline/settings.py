@@ -30,6 +30,7 @@ from lake_pipeline.errors import ConfigError
 from lake_pipeline.export import DEFAULT_MAX_ROWS_IN_FLIGHT, identify_run, load_alerts
 from lake_pipeline.io.source import DEFAULT_TABLE, CandleSource
 from lake_pipeline.io.store import Store, open_store
+from lake_pipeline.limits import Limits, parse_limits
 
 if TYPE_CHECKING:
     from lake_pipeline.backtest import BaselineResult
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaselineSettings",
+    "CheckSettings",
     "LakeSettings",
     "OptimizerSettings",
     "RunSettings",
@@ -184,6 +186,36 @@ class RunSettings(_Settings):
     def identify(self, alerts: NormalisedAlerts, source: CandleSource) -> RunRecord:
         """The identity of the run these settings make of these alerts and this source."""
         return identify_run(self.spec(), alerts, source.identity(), self.run_id)
+
+
+class CheckSettings(_Settings):
+    """What a team expects of a run. It is shown as asset checks and stops nothing.
+
+    What is not set here is taken from the environment's LAKE_CHECKS; a limit that is set nowhere always holds.
+    """
+
+    min_filled_share: float | None = Field(
+        default=None, description="The least share of candle slots that hold a candle, over all windows, 0 to 1."
+    )
+    max_rejected_alerts: float | None = Field(
+        default=None, description="The largest share of rows of the alerts input that cannot be used, 0 to 1."
+    )
+    max_rejected_candles: float | None = Field(
+        default=None, description="The largest share of the source's rows that fail the sanity rules, 0 to 1."
+    )
+    max_source_lag_hours: float | None = Field(
+        default=None,
+        description="How far the newest candle may be behind the end of the last window, or behind now if that is "
+        "earlier.",
+    )
+    severity: str | None = Field(
+        default=None, description="How a figure beyond its limit is shown: warn or error. Default: warn."
+    )
+
+    def limits(self) -> Limits:
+        """The limits in effect. Raises ConfigError."""
+        given = self.model_dump(include=set(CheckSettings.model_fields), exclude_none=True)
+        return Limits(**{**parse_limits(os.environ.get("LAKE_CHECKS", "")), **given})
 
 
 class BaselineSettings(_Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lake_pipeline.api import ExportConfig, ExportResult
 from lake_pipeline.errors import LakeError
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lake_pipeline.export import BucketResult
 
 __all__ = ["run_export_job"]
+
+# Under this tag the UI lists a run on its job's page and in the timeline; the name of the location is workspace.yaml's.
+_IN_THE_UI: Final = {".dagster/repository": "__repository__@lake_pipeline"}
 
 
 def run_export_job(config: ExportConfig, on_bucket: Callable[[BucketResult], None]) -> ExportResult:
@@ -35,7 +38,7 @@ def run_export_job(config: ExportConfig, on_bucket: Callable[[BucketResult], Non
             result = job.execute_in_process(
                 run_config=run_config,
                 instance=instance,
-                tags=WHOLE_RANGE,
+                tags={**WHOLE_RANGE, **_IN_THE_UI},
             )
         except dg.Failure as failure:
             if isinstance(failure.__cause__, LakeError):

@@ -26,6 +26,7 @@ __all__ = [
     "gather_coverage",
     "kept_mask",
     "measure_windows",
+    "source_lag_ms",
 ]
 
 Int64Array = npt.NDArray[np.int64]
@@ -208,3 +209,16 @@ def bucket_shares(coverage: pa.Table) -> dict[str, float]:
     """`filled_share` of the alerts of each bucket that has any."""
     sums = coverage.group_by("mint_bucket").aggregate([("expected_total", "sum"), ("missing", "sum")]).to_pylist()
     return {each["mint_bucket"]: 1 - each["missing_sum"] / each["expected_total_sum"] for each in sums}
+
+
+def source_lag_ms(coverage: pa.Table, interval_s: int, now_ms: int) -> int | None:
+    """How far the newest of these alerts' candles is behind what their windows ask for by now; None without candles.
+
+    From the end of the newest candle to the end of the last window, or to `now_ms` where that is earlier.
+    """
+    newest = pc.max(coverage.column("last_ts_ms")).as_py()
+    if newest is None:
+        return None
+    wanted = min(pc.max(coverage.column("window_end_ms")).as_py(), now_ms)
+    lag: int = max(0, wanted - (newest + interval_s * 1000))
+    return lag

@@ -14,6 +14,7 @@ from lake_pipeline.defs.jobs import BACKTEST_JOB, EXPORT_JOB, OPTIMIZE_JOB, buil
 from lake_pipeline.defs.resources import (
     BaselineResource,
     CandleSourceResource,
+    CheckResource,
     LakeResource,
     LakeRunResource,
     OptimizerResource,
@@ -36,7 +37,7 @@ def build_definitions(
 ) -> dg.Definitions:
     """Fresh Definitions.
 
-    `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`, `baseline_settings`,
+    `resources` replaces resources by name (`lake`, `candle_source`, `lake_run`, `check_settings`, `baseline_settings`,
     `strategy_settings`, `optimizer_settings`); `backfill_policy` that of `candles` (default: one run for all
     partitions); `on_bucket` sees each exported bucket. `nightly_cron` is when `nightly_export`
     ticks, in UTC; `sensor_interval_s` replaces the time between two ticks of each sensor.
@@ -56,6 +57,7 @@ def build_definitions(
             "lake": LakeResource.configure_at_launch(),
             "candle_source": CandleSourceResource.configure_at_launch(),
             "lake_run": LakeRunResource.configure_at_launch(),
+            "check_settings": CheckResource.configure_at_launch(),
             "baseline_settings": BaselineResource.configure_at_launch(),
             "strategy_settings": StrategyResource.configure_at_launch(),
             "optimizer_settings": OptimizerResource.configure_at_launch(),

@@ -44,7 +44,8 @@ __all__ = [
 
 Metadata = Mapping[str, Any]
 
-# Tables travel in the event, so they show the beginning of what the files hold.
+# Tables travel in the event, so they show the beginning of what the files hold. Columns that are wide and seldom read
+# are last: the UI cuts a table at the right.
 _PREVIEW_ROWS: Final = 10
 _SHOWN_ROWS: Final = 20
 _LONGEST_CELL: Final = 120
@@ -64,9 +65,12 @@ def snapshot_metadata(result: SnapshotResult, alerts: NormalisedAlerts, uri: str
         "outside_date_range": result.outside_range,
         "mints": result.mints,
         "callers": result.callers,
-        "preview": _table(alerts.alerts.slice(0, _PREVIEW_ROWS)),
+        "preview": _table(alerts.alerts.slice(0, _PREVIEW_ROWS), ("alert_id", "ts", "caller", "chain", "mint")),
         "alerts_by_caller": _table(_callers(alerts.alerts).slice(0, _SHOWN_ROWS)),
-        "rejected_rows": _table(alerts.rejected.slice(0, _SHOWN_ROWS)),
+        "rejected_rows": _table(
+            alerts.rejected.slice(0, _SHOWN_ROWS),
+            ("row_number", "reason", "alert_id", "ts", "caller", "chain", "mint"),
+        ),
     }
 
 
@@ -123,8 +127,8 @@ def coverage_metadata(result: CoverageResult, run: Run) -> Metadata:
         ),
         "worst_alerts": _table(
             worst,
-            ("alert_id", "mint", "caller", "mint_bucket", "available_total", "expected_total", "missing", "gap_count",
-             "largest_gap", "status", "kept", "reason"),
+            ("alert_id", "caller", "status", "missing", "expected_total", "available_total", "gap_count", "largest_gap",
+             "mint_bucket", "kept", "reason", "mint"),
         ),
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from lake_pipeline.errors import ConfigError
 from lake_pipeline.run import Run, load_run
 from lake_pipeline.settings import (
     BaselineSettings,
+    CheckSettings,
     LakeSettings,
     OptimizerSettings,
     RunSettings,
@@ -25,6 +26,7 @@ __all__ = [
     "DEMO_RUN",
     "BaselineResource",
     "CandleSourceResource",
+    "CheckResource",
     "LakeResource",
     "LakeRunResource",
     "OptimizerResource",
@@ -92,6 +94,10 @@ class LakeRunResource(RunSettings, dg.ConfigurableResource):  # type: ignore[typ
         run = load_run(lake.store(), run_id)
         run.require(spec)
         return run
+
+
+class CheckResource(CheckSettings, dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The limits that asset checks compare a run with, all unset by default."""
 
 
 class BaselineResource(BaselineSettings, dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -183,7 +183,7 @@ def _seal_request(instance: dg.DagsterInstance, run: CompleteRun, other_jobs: fr
         return "complete, but no run of this Dagster has made it: seal it by materialising `manifest`"
     if at_work := unfinished_work_on(instance, run.run_id, other_jobs):
         return f"complete, but {at_work}"
-    configs = [same_run_config(maker.run_config, run.run_id) for maker in makers]
+    configs = [same_run_config(maker.run_config, run.run_id, ("check_settings",)) for maker in makers]
     previous = {config["resources"]["lake_run"]["config"].get("previous") for config in configs}
     if len(previous) > 1:
         return f"complete, but its Dagster runs name different runs as `previous`: {sorted(map(str, previous))}"

@@ -130,6 +130,8 @@ def test_a_run_shows_in_the_instance_that_dagster_home_names(demo, tmp_path):
         (record,) = instance.get_runs()
         assert (record.job_name, record.status) == ("export_run", dg.DagsterRunStatus.SUCCESS)
         assert len(instance.get_materialized_partitions(dg.AssetKey("candles"))) == 256
+        # By this the UI lists it on the page of its job.
+        assert record.tags[".dagster/repository"] == "__repository__@lake_pipeline"
 
 
 def test_export_slice_equals_the_loaded_candles(demo):

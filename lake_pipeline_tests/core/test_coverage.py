@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lake_pipeline import compute_coverage
+from lake_pipeline.core.coverage import source_lag_ms
 from lake_pipeline.core.schemas import COVERAGE_SCHEMA
 from lake_pipeline.core.spec import RunSpec
 from lake_pipeline_tests.candles_for_tests import T0_MS, coverage_of, sha1_bucket
@@ -140,3 +141,15 @@ def test_one_missing_candle_before_the_alert_is_partial() -> None:
 def test_the_thresholds_default_to_n_and_n_plus_m(window: str, thresholds: tuple[int, int]) -> None:
     spec = RunSpec("1m", window)
     assert (spec.required_pre, spec.required_total) == thresholds
+
+
+def test_the_source_lags_from_the_end_of_its_newest_candle_to_the_last_window_end_or_now() -> None:
+    spec = RunSpec("1m", "pre1_post3")
+    candles = candles_table([(("a", slot * MINUTE_MS), 1.0) for slot in (-1, 0)])
+    table = compute_coverage(alerts_table([("a", 0), ("b", MINUTE_MS)]), candles, spec)
+    end = T0_MS + 5 * MINUTE_MS
+    assert source_lag_ms(table, 60, end + 10**12) == 4 * MINUTE_MS
+    assert source_lag_ms(table, 60, end - MINUTE_MS) == 3 * MINUTE_MS
+    assert source_lag_ms(table, 60, T0_MS) == 0
+    assert source_lag_ms(table.filter([False, True]), 60, end) is None
+    assert source_lag_ms(table.slice(0, 0), 60, end) is None

@@ -103,10 +103,14 @@ class Automation:
         """A Dagster run over a range of buckets, as a backfill makes it."""
         config = {"alerts": str(self.folder / "2025-05-01.csv"), "run_id": run_id, "interval": "1m"}
         run = {"config": config | {"window": "pre10_post20"} | settings}
-        source = {"config": {"table": self.table}}
+        resources = {
+            "lake_run": run,
+            "candle_source": {"config": {"table": self.table}},
+            "check_settings": {"config": {"min_filled_share": 1.0}},
+        }
         result = self.run(
             dg.RunRequest(
-                run_config={"resources": {"lake_run": run, "candle_source": source}},
+                run_config={"resources": resources},
                 tags={
                     "dagster/asset_partition_range_start": buckets[0],
                     "dagster/asset_partition_range_end": buckets[-1],
@@ -347,7 +351,10 @@ def test_a_run_of_several_dagster_runs_is_sealed_when_the_last_bucket_is_there(a
     automation.export("multi", ALL_BUCKETS[128:], ["candles"])
     (request,) = automation.requests("seal_when_complete")
     assert [key.to_user_string() for key in request.asset_selection] == ["coverage", "manifest"]
-    assert automation.run(request).success
+    sealing = automation.run(request)
+    assert sealing.success
+    # With the limits of the run that exported.
+    assert [each.check_name for each in sealing.get_asset_check_evaluations() if not each.passed] == ["filled_share"]
     assert open_run("multi").manifest.total_rows > 0
     assert automation.skipped("seal_when_complete") == "all 1 runs are sealed"
     assert json.loads(automation.cursors["seal_when_complete"]) == {"sealed": ["multi"]}

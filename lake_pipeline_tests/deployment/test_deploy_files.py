@@ -30,7 +30,7 @@ SECRETS = {"DAGSTER_PG_PASSWORD", "CLICKHOUSE_PASSWORD", "AWS_ACCESS_KEY_ID", "A
 def documented() -> set[str]:
     """Environment variables docs/configuration.md explains."""
     page = (PROJECT / "docs/configuration.md").read_text(encoding="utf-8")
-    return set(re.findall(r"`((?:LAKE|CLICKHOUSE|AWS)_[A-Z_]+[A-Z])`", page))
+    return set(re.findall(r"`((?:LAKE|CLICKHOUSE|AWS)_[A-Z_]+[A-Z])[`=]", page))
 
 
 def environments() -> list[tuple[str, dict[str, str]]]:

@@ -36,7 +36,7 @@ from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.store import LocalStore, Store, hash_file
 from lake_pipeline.report import gather_report, render_report
 from lake_pipeline.run import Run, load_run
-from lake_pipeline_tests.candles_for_tests import MARKET_SPEC, Alert, sealed_run, write_alerts
+from lake_pipeline_tests.candles_for_tests import MARKET_SPEC, Alert, sealed_run, sha1_bucket, write_alerts
 from lake_pipeline_tests.conftest import Market
 
 _VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -147,6 +147,9 @@ def test_the_map_has_a_cell_for_each_bucket_that_says_its_coverage(copied_lake: 
     for bucket in market.buckets:
         candles = sum(entry.rows for entry in rows if f"mint_bucket={bucket}/" in entry.path)
         assert f"{candles:,} candles stored" in titles[bucket]
+    marked = re.findall(r'<rect [^>]*class="low"[^>]*><title>(..): 0.0 % of', html)
+    assert marked == [sha1_bucket(alert.mint) for alert in market.alerts if alert.alert_id == "no-candles"]
+    assert html.count('class="low"') == len(marked) + 1  # and the key
 
 
 def test_the_page_loads_nothing_and_runs_nothing(copied_lake: LocalStore) -> None:

@@ -5,20 +5,19 @@ all partitions by default, several under a run launcher.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import dagster as dg
 
-from lake_pipeline.core.buckets import format_buckets
 from lake_pipeline.core.schemas import ALERTS_SCHEMA, COVERAGE_SCHEMA, SLICE_SCHEMA
-from lake_pipeline.defs import metadata
+from lake_pipeline.defs import checks, metadata
 from lake_pipeline.defs.columns import MANIFEST_FILES_SCHEMA, column_schema
 from lake_pipeline.defs.failures import as_failure, interruptible, is_transient
 from lake_pipeline.defs.partitions import mint_buckets
-from lake_pipeline.defs.resources import CandleSourceResource, LakeResource, LakeRunResource
+from lake_pipeline.defs.resources import CandleSourceResource, CheckResource, LakeResource, LakeRunResource
 from lake_pipeline.defs.run_config import WHOLE_RANGE
-from lake_pipeline.errors import BucketsFailed, ConfigError
+from lake_pipeline.errors import BucketsFailed, ConfigError, LakeError
 from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
 from lake_pipeline.io import layout
 from lake_pipeline.run import load_run
@@ -47,6 +46,7 @@ def build_lake_assets(
         kinds={"parquet"},
         tags=reads("clickhouse"),
         metadata={"dagster/column_schema": column_schema(ALERTS_SCHEMA)},
+        check_specs=checks.check_specs("alerts"),
         backfill_policy=single_run,
     )
     def alerts(
@@ -54,6 +54,7 @@ def build_lake_assets(
         lake: LakeResource,
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
+        check_settings: CheckResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         """The run's identity (run.json) and its alerts, normalised, sorted by time and frozen.
 
@@ -64,6 +65,7 @@ def build_lake_assets(
           by a run with other settings, alerts or source. Launched again on the same input it changes nothing.
         """
         with as_failure():
+            limits = check_settings.limits()
             normalised = lake_run.load_alerts()
             with candle_source.connect(lake.root) as source:
                 record = lake_run.identify(normalised, source)
@@ -71,7 +73,10 @@ def build_lake_assets(
         if result.rejected:
             context.log.warning(f"{result.rejected} of {result.rows_in} alerts rejected: {result.reasons}")
         uri = f"{run.store.uri}/{layout.ALERTS}"
-        return dg.MaterializeResult(metadata=metadata.snapshot_metadata(result, normalised, uri))
+        return dg.MaterializeResult(
+            metadata=metadata.snapshot_metadata(result, normalised, uri),
+            check_results=checks.log_failed(context, checks.snapshot_checks(result, limits)),
+        )
 
     @dg.asset(
         group_name=GROUP,
@@ -143,6 +148,7 @@ def build_lake_assets(
         kinds={"parquet"},
         tags=reads("receipts"),
         metadata={"dagster/column_schema": column_schema(COVERAGE_SCHEMA)},
+        check_specs=checks.check_specs("coverage"),
         deps=[candles],
         backfill_policy=single_run,
     )
@@ -151,6 +157,7 @@ def build_lake_assets(
         lake: LakeResource,
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
+        check_settings: CheckResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         """How much of each alert's window the candles fill: one row per alert.
 
@@ -161,20 +168,20 @@ def build_lake_assets(
           table is then a look at an unfinished run, and the seal writes it anew.
         """
         with as_failure():
+            limits = check_settings.limits()
             run = lake_run.find(lake, candle_source)
             result = cover_run(run, threads=candle_source.thread_count)
-        if result.missing_buckets:
-            context.log.warning(
-                f"{len(result.missing_buckets)} of 256 buckets missing: {format_buckets(result.missing_buckets)}; "
-                f"{result.missing_alerts} alerts are not covered yet"
-            )
-        return dg.MaterializeResult(metadata=metadata.coverage_metadata(result, run))
+        checked = checks.coverage_checks(result, run, limits, now_ms=time.time_ns() // 1_000_000)
+        return dg.MaterializeResult(
+            metadata=metadata.coverage_metadata(result, run), check_results=checks.log_failed(context, checked)
+        )
 
     @dg.asset(
         group_name=GROUP,
         kinds={"json"},
         tags=reads("receipts"),
         metadata={"dagster/column_schema": column_schema(MANIFEST_FILES_SCHEMA)},
+        check_specs=checks.check_specs("manifest"),
         deps=[coverage],
         backfill_policy=single_run,
     )
@@ -183,7 +190,8 @@ def build_lake_assets(
         lake: LakeResource,
         lake_run: LakeRunResource,
         candle_source: CandleSourceResource,
-    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        check_settings: CheckResource,
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:  # type: ignore[type-arg]
         """The seal: `manifest.json`, written last and once. A sealed run never changes.
 
         - **Reads** every file of the run: it trusts the store, not Dagster's green partitions.
@@ -193,11 +201,20 @@ def build_lake_assets(
           in the run's folder; and on a sealed run that is not what was sealed.
         """
         with as_failure():
+            limits = check_settings.limits()
             run = lake_run.find(lake, candle_source)
             previous = load_run(lake.store(), lake_run.previous) if lake_run.previous else None
-            result = seal_run(run, threads=candle_source.thread_count, previous=previous, details=_details(context))
+            try:
+                result = seal_run(run, threads=candle_source.thread_count, previous=previous, details=_details(context))
+            except LakeError as error:
+                if not error.transient:
+                    yield checks.refused_seal(error)
+                raise
         context.log.info(_summary(result))
-        return dg.MaterializeResult(metadata=metadata.seal_metadata(result, run))
+        yield dg.MaterializeResult(
+            metadata=metadata.seal_metadata(result, run),
+            check_results=checks.log_failed(context, checks.seal_checks(result, limits)),
+        )
 
     return [alerts, candles, coverage, manifest]
 
