@@ -64,6 +64,7 @@ __all__ = [
     "per_alert_result",
     "per_caller_result",
     "per_trade_result",
+    "result_key",
     "result_keys",
     "run_identity",
     "stored_record",
@@ -242,7 +243,7 @@ def stored_record(store: Store, kind: str, key: str, *, threads: int = 2) -> tup
     if not store.exists(layout.RESULT_RECORD):
         raise InputError(f"no sealed result in {store.uri}")
     identity = parse_record(ResultRecord, store.read(layout.RESULT_RECORD), layout.RESULT_RECORD).identity
-    if sha256_hex(canonical_json(identity))[:12] != key:
+    if result_key(identity) != key:
         raise _edited(store, [f"{layout.RESULT_RECORD} is not the one of this result"])
     record = _find(store, kind, key, identity, threads)
     if record is None:
@@ -281,10 +282,18 @@ def part_result(
     threads: int,
     module: str = __name__,
 ) -> Result:
-    """A folder inside that of a result with a seal of its own, written by `write` of `module` unless it is there."""
+    """A folder inside that of a result with a seal of its own, written by `write` of `module` unless it is there.
+
+    One that other code wrote is written anew, as its name does not say by which code it was.
+    """
     identity = {"of": result.key, "part": name, "code": code_identity(module)}
     folder = f"{layout.result_folder(run.run_id, result.record.kind, result.key)}/{name}"
     return Result(*find_or_make(lake, run, name, identity, write, threads, folder))
+
+
+def result_key(identity: dict[str, Any]) -> str:
+    """12 hex digits of what decides a result."""
+    return sha256_hex(canonical_json(identity))[:12]
 
 
 def find_or_make(
@@ -300,16 +309,17 @@ def find_or_make(
 
     Raises VerificationFailed for one that is not what was sealed.
     """
-    key = sha256_hex(canonical_json(identity))[:12]
+    key = result_key(identity)
+    part = folder is not None
     folder = folder or layout.result_folder(run.run_id, kind, key)
     store = lake.sub(folder)
-    found = _find(store, kind, key, identity, threads)
+    found = _find(store, kind, key, identity, threads, part=part)
     if found is None:
         with run.store.lock(exclusive=True):
-            found = _find(store, kind, key, identity, threads)  # another process may have been first
+            found = _find(store, kind, key, identity, threads, part=part)  # another process may have been first
             if found is None:
-                # What an interrupted attempt left; it has no seal, so nothing refers to it.
-                for file in store.files():
+                # What an interrupted attempt or other code left, the seal first, so that nothing refers to the rest.
+                for file in sorted(store.files(), key=lambda each: each.path != layout.RESULT_RECORD):
                     store.delete(file.path)
                 write(store)
                 with ThreadPoolExecutor(threads) as pool:
@@ -322,8 +332,13 @@ def find_or_make(
     return found, store, False
 
 
-def _find(store: Store, kind: str, key: str, identity: dict[str, Any], threads: int) -> ResultRecord | None:
-    """The record of a result that is complete and as it was sealed; None where there is no seal."""
+def _find(
+    store: Store, kind: str, key: str, identity: dict[str, Any], threads: int, *, part: bool = False
+) -> ResultRecord | None:
+    """The record of a result that is complete and as it was sealed; None where there is no seal.
+
+    Nor is there a record of a `part` whose seal says that other code wrote it.
+    """
     if not store.exists(layout.RESULT_RECORD):
         return None
     data = store.read(layout.RESULT_RECORD)
@@ -331,6 +346,8 @@ def _find(store: Store, kind: str, key: str, identity: dict[str, Any], threads: 
         record = parse_record(ResultRecord, data, layout.RESULT_RECORD)
     except LakeError as error:
         raise _edited(store, [str(error)]) from error
+    if part and record.identity.get("code") != identity["code"] and record.key == result_key(record.identity):
+        return None
     if (record.kind, record.key, record.identity) != (kind, key, identity) or record.to_bytes() != data:
         raise _edited(store, [f"{layout.RESULT_RECORD} is not the one of this result"])
 

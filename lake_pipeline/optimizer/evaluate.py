@@ -130,8 +130,12 @@ class Evaluator:
 
     @property
     def end_ts(self) -> Int64Array:
-        """Where each alert's path ends, epoch ms, exclusive."""
-        return self._paths.end_ts
+        """When the last candle that each alert's path may hold closes, epoch ms.
+
+        After the path's end where the horizon is no whole number of candles: a high is known when its candle closes.
+        """
+        interval_ms = self._paths.interval_s * 1000
+        return -(-self._paths.end_ts // interval_ms) * interval_ms
 
     @property
     def interval_s(self) -> int:

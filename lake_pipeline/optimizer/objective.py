@@ -27,13 +27,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from lake_pipeline.backtest.config import check_integer, check_number
+from lake_pipeline.backtest.kernels import compiled
 from lake_pipeline.errors import ConfigError
 from lake_pipeline.optimizer.evaluate import Outcomes, Totals
+from lake_pipeline.optimizer.statistics import NO_VARIANCE
 
 __all__ = [
     "CURVE_FIGURES",
@@ -65,9 +66,6 @@ _MEAN_FIGURES: Final = (
 CURVE_FIGURES: Final = ("median_ret", "max_losing_streak", "final_equity", "max_drawdown")
 FIGURES: Final = (*_MEAN_FIGURES, *CURVE_FIGURES)
 
-# Below this share of the mean square a variance is what rounding left of equal returns.
-_NO_VARIANCE: Final = 1e-12
-
 
 def mean_figures(totals: Totals, group: int, sl: Float64Array) -> dict[str, Float64Array]:
     """Those of FIGURES that sums give, of one group: arrays by trial, NaN for null. `sl` is NaN where there is none."""
@@ -76,7 +74,7 @@ def mean_figures(totals: Totals, group: int, sl: Float64Array) -> dict[str, Floa
         mean = totals.sum_ret[:, group] / n
         square = totals.sum_ret2[:, group]
         variance = (square - mean * totals.sum_ret[:, group]) / (n - 1)
-        variance = np.where(variance > _NO_VARIANCE * square / n, variance, np.where(n > 1, 0.0, np.nan))
+        variance = np.where(variance > NO_VARIANCE * square / n, variance, np.where(n > 1, 0.0, np.nan))
         std = np.sqrt(variance)
         losses = -totals.sum_loss[:, group]
         return {
@@ -120,7 +118,8 @@ def _median(values: Float64Array) -> float:
     return float(parted[below] + (len(values) - 1) % 2 / 2 * (parted[above] - parted[below]))
 
 
-def _walk_curve(returns: Any, at_risk: Any, risk: Any) -> Any:
+@compiled
+def _walk(returns, at_risk, risk):  # type: ignore[no-untyped-def]
     """Longest losing streak, final equity and drawdown of returns in the order of exits; NaN for null."""
     equity, peak, drawdown = 1.0, 1.0, 0.0
     streak, longest = 0, 0
@@ -133,12 +132,6 @@ def _walk_curve(returns: Any, at_risk: Any, risk: Any) -> Any:
     if not np.isfinite(equity):
         return float(longest), np.nan, np.nan
     return float(longest), equity, drawdown
-
-
-try:
-    _walk = numba.njit(nogil=True, cache=True)(_walk_curve)
-except RuntimeError:  # numba found no folder for its cache
-    _walk = numba.njit(nogil=True)(_walk_curve)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from lake_pipeline.backtest.code import code_identity
 from lake_pipeline.backtest.config import AlertSelection, BaselineConfig, canonical_values
-from lake_pipeline.backtest.results import Result, find_or_make, part_result, run_identity
-from lake_pipeline.core.canonical import canonical_json, sha256_hex
+from lake_pipeline.backtest.results import Result, find_or_make, part_result, result_key, run_identity
+from lake_pipeline.core.canonical import canonical_json
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table, write_table
 from lake_pipeline.io.store import Store
@@ -90,7 +90,7 @@ def optimize_result(
         "parameters": {"baseline": canonical_values(baseline), "search": config.canonical()},
         "code": code_identity(f"{__package__}.search", f"{__package__}.winner"),
     }
-    key = sha256_hex(canonical_json(identity))[:12]
+    key = result_key(identity)
 
     def search() -> tuple[pa.Table, dict[str, Any], pa.Table]:
         evaluator = open_evaluator(run, baseline, selection, lake=lake if use_cache else None, threads=threads)

@@ -6,8 +6,8 @@
 Folds walk forward: each tests what comes right after what it learned from, moves by one test period, and the last one
 ends with the alerts. An alert is
 
-- **train** if `train_from <= entry_ts` and its path's end, `min(entry_ts + horizon, window_end)`, is not after
-  `test_from`: no train path reaches into the test period, whatever its exit;
+- **train** if `train_from <= entry_ts` and its path's end, `min(entry_ts + horizon, window_end)` up to the close of
+  the candle there, is not after `test_from`: no train path reaches into the test period, whatever its exit;
 - **purged** if it is entered in the train period and its path reaches further;
 - **test** if `test_from <= entry_ts < test_to`. Its path may run on: what follows is not used by this fold.
 

@@ -1,4 +1,4 @@
-"""How much of a result is luck: deflated Sharpe ratio, bootstrap interval, plateau. Each with its source.
+"""How much of a result is luck: deflated Sharpe ratio and bootstrap interval. Each with its source.
 
 Sharpe ratios here are those of a trade (mean over standard deviation of the returns), never annualised: so do the
 formulas want them.
@@ -19,6 +19,7 @@ from lake_pipeline.backtest.statistics import mean
 
 __all__ = [
     "BOOTSTRAP_RESAMPLES",
+    "NO_VARIANCE",
     "Moments",
     "bootstrap_interval",
     "deflated_sharpe",
@@ -34,6 +35,8 @@ _NORMAL: Final = NormalDist()
 _EULER_GAMMA: Final = 0.5772156649015329
 BOOTSTRAP_RESAMPLES: Final = 2000
 _CHUNK: Final = 50
+# At most this share of the mean square, a variance is what rounding left of equal returns.
+NO_VARIANCE: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Moments:
 
 
 def moments(returns: Sequence[float]) -> Moments | None:
-    """The moments of returns; None where they have no Sharpe ratio: fewer than two, or all equal."""
+    """The moments of returns; None where they have no Sharpe ratio: fewer than two, or all equal but for rounding."""
     average = mean(returns)
-    if average is None or len(returns) < 2 or min(returns) == max(returns):
+    if average is None or len(returns) < 2:
         return None
     n = len(returns)
     second, third, fourth = (math.fsum((value - average) ** power for value in returns) / n for power in (2, 3, 4))
+    if second <= NO_VARIANCE * average**2:
+        return None
     return Moments(n, average / math.sqrt(second * n / (n - 1)), third / second**1.5, fourth / second**2)
 
 

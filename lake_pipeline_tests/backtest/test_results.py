@@ -209,6 +209,35 @@ def test_small_files_hold_each_alert_caller_and_trade(copied_lake: LocalStore, r
         per_alert_result(copied_lake, run, baseline, paths)
 
 
+def test_small_files_that_other_code_wrote_are_written_anew(
+    copied_lake: LocalStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of the parts changes more often than that of the result they are in."""
+    baseline = baseline_result(copied_lake, run, callers=CALLERS)
+    first = per_caller_result(copied_lake, run, baseline)
+    forgotten = folder_of(first) / "caller_of-other-code.parquet"
+    forgotten.write_bytes(b"what it wrote besides")
+    digests = code.module_digests
+    monkeypatch.setattr(
+        code, "module_digests", lambda module: digests(module) | {"lake_pipeline.backtest.trades": "0" * 64}
+    )
+    code._digests_once.cache_clear()
+    try:
+        again = per_caller_result(copied_lake, run, baseline)
+        assert again.created
+        assert again.record.files == first.record.files
+        assert again.key != first.key
+        assert not forgotten.exists()
+        assert not per_caller_result(copied_lake, run, baseline).created
+        # A seal that is not its own identity's is no other code's.
+        seal = folder_of(again) / "result.json"
+        seal.write_text(seal.read_text().replace("0" * 64, "1" * 64))
+        with pytest.raises(VerificationFailed, match=r"result\.json is not the one of this result"):
+            per_caller_result(copied_lake, run, baseline)
+    finally:
+        code._digests_once.cache_clear()
+
+
 def test_names_are_safe_and_never_the_same() -> None:
     callers = ["alice", "Bob", "bob", "a b", "a/b", "a_b", "../..", "", "x" * 300, "x" * 299 + "y", "é", "漢", "a-b.c"]
     names = file_names("caller", [(caller,) for caller in callers])

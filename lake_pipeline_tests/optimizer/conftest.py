@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ _NUMBERS = itertools.count(1)
 def make_lake(engine: ClickHouseSource, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LocalStore]:
     """Makes data roots with a sealed run `searched`."""
 
-    def make(step: Step, **of: int) -> LocalStore:
+    def make(step: Step, **of: Any) -> LocalStore:
         folder = tmp_path_factory.mktemp("searched")
         table = f"searched_{next(_NUMBERS)}"
         lake = LocalStore(folder / "data")

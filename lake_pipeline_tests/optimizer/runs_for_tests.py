@@ -87,9 +87,10 @@ def make_run(
     lake: LocalStore,
     folder: Path,
     step: Step,
+    change: Callable[[Candle], Candle] = lambda candle: candle,
     **of: int,
 ) -> Run:
-    """A sealed run `searched` of such candles."""
+    """A sealed run `searched` of such candles, each as `change` makes it."""
     candles, alerts = candles_of(step, **of)
-    create_table(engine, table, candles)
+    create_table(engine, table, [change(candle) for candle in candles])
     return sealed_run(lake, source, write_alerts(folder / "alerts.csv", alerts), SPEC, "searched")

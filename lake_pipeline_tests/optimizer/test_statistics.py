@@ -76,7 +76,18 @@ def test_moments_are_the_textbooks():
     assert normal.kurtosis == pytest.approx(3, abs=0.1)
     assert moments([1.0]) is None
     assert moments([0.3] * 40) is None
+    assert moments([0.0] * 40) is None
     assert moments([]) is None
+
+
+def test_returns_that_differ_by_rounding_alone_have_no_ratio():
+    """Take-profits filled at their level: one return, but for the last bit of each price's."""
+    rng = random.Random(0)
+    entries = [math.exp(rng.gauss(0, 3)) for _ in range(40)]
+    returns = [entry * 1.1 * 0.992 / (entry * 1.005) - 1 for entry in entries]
+    assert len(set(returns)) > 1
+    assert moments(returns) is None
+    assert moments([*returns, returns[0] + 1e-4]) is not None
 
 
 def test_the_bootstrap_interval_is_near_the_normal_one_and_repeats_itself():
