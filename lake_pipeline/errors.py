@@ -92,7 +92,11 @@ class SourceChanged(SourceError):
 
 
 class EngineBusy(SourceError):
-    """Another process owns the embedded database."""
+    """Another process owns the embedded database; or this one has another open, which no waiting ends (`passes`)."""
+
+    def __init__(self, message: str, *, passes: bool = True) -> None:
+        super().__init__(message)
+        self.passes = passes
 
 
 class StoreError(LakeError):

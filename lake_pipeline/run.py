@@ -18,7 +18,7 @@ from lake_pipeline.core.canonical import sha256_hex, table_digest
 from lake_pipeline.core.manifest import FileEntry, Manifest, Receipt, Record, RunRecord, parse_record
 from lake_pipeline.core.schemas import ALERTS_SCHEMA, SLICE_SCHEMA
 from lake_pipeline.core.spec import RunSpec, run_fingerprint
-from lake_pipeline.errors import LakeError, RunError, RunMismatch, RunNotFound
+from lake_pipeline.errors import RunError, RunMismatch, RunNotFound, StoreError
 from lake_pipeline.io import layout
 from lake_pipeline.io.parquet import read_table
 from lake_pipeline.io.store import Store, hash_file
@@ -95,7 +95,10 @@ class Run:
         return pa.concat_tables([SLICE_SCHEMA.empty_table(), *tables])
 
     def bucket_state(self, bucket: str, *, hashes: bool = True) -> BucketState:
-        """A bucket's receipt, checked against its files: their hashes, or only that they are there."""
+        """A bucket's receipt, checked against its files: their hashes, or only that they are there.
+
+        Raises StoreError where that cannot be told.
+        """
         return self._bucket_state(bucket, self.store.exists, hashes)
 
     def bucket_states(
@@ -125,8 +128,13 @@ class Run:
             return BucketState(bucket, None, "missing")
         try:
             data = self.store.read(path)
+        except StoreError:
+            if self.store.exists(path):
+                raise  # cannot tell, and a bucket that is not valid is cleared and exported anew
+            return BucketState(bucket, None, "missing")
+        try:
             receipt = parse_record(Receipt, data, path)
-        except LakeError as error:
+        except RunError as error:
             return BucketState(bucket, None, str(error))
         problem = self._receipt_problem(bucket, receipt, exists, hashes)
         record = Record(path=path, sha256=sha256_hex(data), bytes=len(data))
@@ -139,6 +147,8 @@ class Run:
             return f"its receipt is that of bucket {receipt.mint_bucket}"
         if receipt.run_fingerprint != self.record.run_fingerprint:
             return "its receipt is of another run (the fingerprint differs)"
+        if not layout.is_of_bucket(receipt, self.spec):
+            return "its receipt lists other files than those of its bucket"
         for entry in receipt.entries:
             if not exists(entry.path):
                 return f"{entry.path} is missing"

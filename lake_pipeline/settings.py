@@ -110,11 +110,17 @@ class SourceSettings(_Settings):
         default=True,
         description="Take buckets from sealed runs of this data root where alerts, settings and source are unchanged.",
     )
-
     check_source: bool = Field(
         default=False,
         description="Count and checksum the rows of each bucket in the source before they are read and before they are "
         "committed; a bucket that changed in between is not committed.",
+    )
+    wait_s: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds to wait for the embedded engine while another process has it. Default: the environment's "
+        "LAKE_WAIT_S, else 0.",
     )
 
     @property
@@ -134,6 +140,7 @@ class SourceSettings(_Settings):
             database=self.database,
             table=self.table,
             columns=self.columns,
+            wait_s=self.wait_s,
         )
         return ClickHouseSource(config)
 

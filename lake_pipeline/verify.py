@@ -258,6 +258,11 @@ class _Checker:
             for bucket, receipt in zip(ALL_BUCKETS, receipts, strict=True)
             if (receipt.mint_bucket, receipt.run_fingerprint) != (bucket, manifest.run_fingerprint)
         ]
+        self.faults += [
+            f"{layout.receipt_path(receipt.mint_bucket)} lists other files than those of its bucket"
+            for receipt in receipts
+            if not layout.is_of_bucket(receipt, manifest.run_spec)
+        ]
         self._rebuild(manifest, receipts, coverage)
         if self.faults:
             return

@@ -21,6 +21,7 @@ from lake_pipeline.errors import (
     InputError,
     LakeError,
     RunError,
+    SourceChanged,
     SourceError,
     SourceUnavailable,
     StoreError,
@@ -61,7 +62,7 @@ def test_the_tree_is_as_drawn() -> None:
 
 
 def test_only_a_source_or_store_that_may_come_back_is_transient() -> None:
-    assert [found for found in classes() if found.transient] == [SourceUnavailable, StoreUnavailable]
+    assert [found for found in classes() if found.transient] == [SourceChanged, SourceUnavailable, StoreUnavailable]
 
 
 def test_a_check_that_failed_exits_with_1_and_everything_else_with_2() -> None:

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import subprocess
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ from lake_pipeline.core.manifest import Ledger
 from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.errors import BucketsFailed, ConfigError, RunError, RunMismatch, RunNotFound, SourceError, StoreError
 from lake_pipeline.export import BucketResult, export_buckets, identify_run, load_alerts, snapshot_alerts
+from lake_pipeline.io import layout
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import Run, list_run_ids, load_run
+from lake_pipeline.seal import cover_run, seal_run
+from lake_pipeline.verify import verify_run
 from lake_pipeline_tests.candles_for_tests import (
     MARKET_SPEC,
     SOLANA,
@@ -404,7 +409,10 @@ def test_leftovers_of_an_interrupted_attempt_are_cleared(
     assert run.manifest() == load_run(sealed_lake, "plain").manifest()
 
 
-@pytest.mark.parametrize("damage", ["receipt cut", "receipt of another run", "part cut", "part gone", "part flipped"])
+@pytest.mark.parametrize(
+    "damage",
+    ["receipt cut", "receipt of another run", "receipt of another file", "part cut", "part gone", "part flipped"],
+)
 def test_a_bucket_whose_receipt_is_not_valid_is_exported_again(
     exported: Run, sealed_lake: LocalStore, market_source: ClickHouseSource, damage: str
 ) -> None:
@@ -418,6 +426,13 @@ def test_a_bucket_whose_receipt_is_not_valid_is_exported_again(
     elif damage == "receipt of another run":
         values = json.loads(receipt.read_bytes()) | {"run_fingerprint": "0" * 64}
         receipt.write_text(json.dumps(values))
+    elif damage == "receipt of another file":
+        values = json.loads(receipt.read_bytes())
+        values["files"][0]["path"] = "copy.parquet"
+        part.rename(folder / "copy.parquet")
+        receipt.write_text(json.dumps(values))
+        assert "lists other files than those of its bucket" in str(run.bucket_state(bucket).problem)
+        (folder / "copy.parquet").rename(part)
     elif damage == "part cut":
         part.write_bytes(part.read_bytes()[:-1])
     elif damage == "part gone":
@@ -430,6 +445,74 @@ def test_a_bucket_whose_receipt_is_not_valid_is_exported_again(
     assert [result.bucket for result in results if not result.skipped] == [bucket]
     seal(run)
     assert run.manifest() == load_run(sealed_lake, "plain").manifest()
+
+
+def test_a_receipt_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    exported: Run, market_source: ClickHouseSource
+) -> None:
+    path = layout.receipt_path("00")
+
+    class Unreadable(LocalStore):
+        def read(self, name: str) -> bytes:
+            if name == path:
+                raise StoreError("cannot read it: the disk reported an I/O error")
+            return super().read(name)
+
+    run = replace(exported, store=Unreadable(exported.store.root))  # type: ignore[attr-defined]
+    before = exported.store.read(path)
+    for action in (lambda: export_buckets(run, market_source), lambda: seal_run(run), lambda: cover_run(run)):
+        with pytest.raises(StoreError, match="I/O error"):
+            action()
+    assert exported.store.read(path) == before
+    assert not exported.sealed
+
+
+def test_a_receipt_that_goes_while_it_is_looked_at_is_missing(exported: Run) -> None:
+    """As when another process clears what an interrupted attempt left."""
+    path = layout.receipt_path("00")
+
+    class Going(LocalStore):
+        def read(self, name: str) -> bytes:
+            if name == path:
+                self.delete(path)
+            return super().read(name)
+
+    run = replace(exported, store=Going(exported.store.root))  # type: ignore[attr-defined]
+    assert run.bucket_state("00").problem == "missing"
+
+
+def test_a_snapshot_that_is_slow_writes_nothing_into_a_run_that_was_sealed_meanwhile(
+    lake: LocalStore, market: Market, market_source: ClickHouseSource
+) -> None:
+    normalised = load_alerts(MARKET_SPEC, market.csv)
+    without = load_alerts(MARKET_SPEC, write_alerts(lake.root / "fewer.csv", market.alerts))
+    assert normalised.rejected.num_rows > without.rejected.num_rows == 0
+    assert normalised.digest == without.digest
+    record = identify_run(MARKET_SPEC, normalised, market_source.identity(), "slow")
+
+    def seal_it() -> None:
+        run, _ = snapshot_alerts(lake, record, without, {})
+        export_buckets(run, market_source)
+        seal(run)
+
+    quick = threading.Thread(target=seal_it)
+
+    class Slow(LocalStore):
+        """After it saw that there are no alerts yet, another process gets some time."""
+
+        def sub(self, path: str) -> LocalStore:
+            return Slow(super().sub(path).root)
+
+        def exists(self, path: str) -> bool:
+            found = super().exists(path)
+            if path == layout.ALERTS and not quick.ident:
+                quick.start()
+                quick.join(3)
+            return found
+
+    snapshot_alerts(Slow(lake.root), record, normalised, {})
+    quick.join()
+    assert verify_run(load_run(lake, "slow").store, "slow").faults == []
 
 
 @pytest.mark.parametrize("blocked", ["inputs/alerts.parquet", "inputs/rejected_alerts.parquet"])

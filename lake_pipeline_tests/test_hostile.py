@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,64 @@ def test_a_corrupt_parquet_file_is_refused_as_alerts_and_as_candles(
         load_alerts(SPEC, str(path))
     with pytest.raises(InputError):
         load_candles(source_of(table), [str(path)], chain="solana", interval_s=60)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"mint": pa.string(), "ts": pa.int64()}, "has no rows"),
+        ({"mint": pa.null(), "ts": pa.null()}, "'ts' holds null values"),
+        ({}, "no mint column"),
+    ],
+)
+def test_a_parquet_file_without_rows_is_refused_as_alerts_and_as_candles(
+    tmp_path: Path, source_of: SourceFactory, columns: dict[str, pa.DataType], said: str
+) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({name: pa.array([], type_) for name, type_ in columns.items()}), path)
+    with pytest.raises(InputError, match=said):
+        load_alerts(SPEC, str(path))
+    with pytest.raises(InputError):
+        load_candles(source_of("nowhere"), [str(path)], chain="solana", interval_s=60)
+
+
+_MANY = 300_000
+_LOAD_MANY = (
+    "import resource, sys\n"
+    "from lake_pipeline.core.plan import build_plan\n"
+    "from lake_pipeline.core.spec import RunSpec\n"
+    "from lake_pipeline.errors import InputError\n"
+    "from lake_pipeline.export import load_alerts\n"
+    "peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+    "before, spec = peak_mb(), RunSpec('1m', 'pre2_post3')\n"
+    "try:\n"
+    "    said = len(build_plan(load_alerts(spec, sys.argv[1]).alerts, spec).mints)\n"
+    "except InputError as error:\n"
+    "    said = error\n"
+    "print(peak_mb() - before, said)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ts", "said"),
+    [
+        (None, pa.array(range(T0_MS, T0_MS + _MANY)), "100"),
+        (None, pa.array(["never"] * _MANY), f"all {_MANY} alerts were rejected: {_MANY} x time 'never' does not parse"),
+        (["x"] * _MANY, pa.array([T0_MS] * _MANY), "1 alert ids are not unique: 'x' in rows 1, 2, 3"),
+    ],
+    ids=["usable", "without a time", "of one id"],
+)  # fmt: skip
+def test_a_parquet_file_of_very_many_alerts_takes_memory_in_proportion_and_has_a_clear_result(
+    tmp_path: Path, ids: list[str] | None, ts: pa.Array, said: str
+) -> None:
+    path = tmp_path / "many.parquet"
+    mints = pa.array([f"mint-{number % 100:040d}" for number in range(_MANY)])
+    pq.write_table(pa.table({"mint": mints, "ts": ts, **({"id": ids} if ids else {})}), path)
+    done = subprocess.run([sys.executable, "-c", _LOAD_MANY, str(path)], capture_output=True, text=True, check=True)
+    peak_mb, _, found = done.stdout.partition(" ")
+    assert found.startswith(said)
+    assert len(found) < 400
+    assert int(peak_mb) * 1_000_000 < _MANY * 800
 
 
 # --- settings --------------------------------------------------------------------------------------

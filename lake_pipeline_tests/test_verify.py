@@ -513,6 +513,12 @@ def test_edited_alerts_are_found(copied_lake: LocalStore) -> None:
         lambda r: r["ledger"].update(zero_volume=r["ledger"]["zero_volume"] + 1),
         lambda r: r.update(files=[]),
         lambda r: r.update(extra=1),
+        lambda r: r["coverage"].pop("missing"),
+        lambda r: r["coverage"]["missing"].append(0),
+        lambda r: r["coverage"]["missing"].__setitem__(0, "many"),
+        lambda r: r["coverage"]["missing"].__setitem__(0, 2**63),
+        lambda r: r["coverage"]["missing"].__setitem__(0, 1.5),
+        lambda r: r["coverage"]["alert_id"].__setitem__(0, ["a"]),
     ],
 )
 def test_an_edited_receipt_is_found_though_every_hash_is_right(
@@ -525,3 +531,37 @@ def test_an_edited_receipt_is_found_though_every_hash_is_right(
     path.write_bytes(canonical(receipt))
     rehash(folder)
     assert faults_of(folder)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give a file of the run another name in every record."""
+    (folder / new).parent.mkdir(exist_ok=True)
+    (folder / old).rename(folder / new)
+    for path in (*(folder / "receipts").glob("*.json"), folder / "manifest.json"):
+        path.write_bytes(path.read_bytes().replace(f'"{old}"'.encode(), f'"{new}"'.encode()))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for name in ("files", "records"):
+        manifest[name].sort(key=lambda entry: entry["path"].encode())
+    (folder / "manifest.json").write_bytes(canonical(manifest))
+
+
+@pytest.mark.parametrize("new", ["mint_bucket=00/part-0000.parquet", "part-0001.parquet", "other.parquet"])
+def test_a_slice_of_another_name_is_found_though_every_hash_is_right(copied_lake: LocalStore, new: str) -> None:
+    """Readers look for a mint's candles by the name of its bucket."""
+    folder = folder_of(copied_lake)
+    part = a_part(folder)
+    bucket = bucket_of(part)
+    assert bucket != "00"
+    target = (part.parent.parent if "/" in new else part.parent) / new
+    rename(folder, part.relative_to(folder).as_posix(), target.relative_to(folder).as_posix())
+    rehash(folder)
+    assert f"receipts/mint_bucket={bucket}.json lists other files than those of its bucket" in faults_of(folder)
+
+
+def test_rejected_candles_of_another_name_are_found_though_every_hash_is_right(copied_lake: LocalStore) -> None:
+    folder = folder_of(copied_lake)
+    rejected = min((folder / "receipts").glob("*.rejected.parquet")).name
+    rename(folder, f"receipts/{rejected}", "receipts/rejected.parquet")
+    rehash(folder)
+    receipt = rejected.replace(".rejected.parquet", ".json")
+    assert f"receipts/{receipt} lists other files than those of its bucket" in faults_of(folder)

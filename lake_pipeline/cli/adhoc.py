@@ -47,6 +47,7 @@ def export_slice_command(
     data_root: str | None,
     table: str | None,
     database: str | None,
+    wait_s: float | None,
     format_: str,
 ) -> None:
     """Export candles of some mints in a time range to Parquet.
@@ -65,7 +66,8 @@ def export_slice_command(
 
     spec = RunSpec(interval, "pre0_post0", chain=chain)
     from_ms, to_ms = parse_instant("from", from_), parse_instant("to", to)
-    given = {name: value for name, value in (("table", table), ("database", database)) if value is not None}
+    source_given = {"table": table, "database": database, "wait_s": wait_s}
+    given = {name: value for name, value in source_given.items() if value is not None}
     with parse_settings(SourceSettings, given).connect(LakeSettings(data_root=data_root).root) as source:
         result = export_slice(
             source, mints, from_ms, to_ms, spec, output=output, partition_by_mint=partition_by == "mint"

@@ -206,6 +206,7 @@ def load_candles_command(
     data_root: str | None,
     table: str | None,
     database: str | None,
+    wait_s: float | None,
     chain: str | None,
     interval: str | None,
     format_: str,
@@ -218,7 +219,7 @@ def load_candles_command(
     """
     from lake_pipeline.core.window import interval_to_seconds
 
-    source = {"table": table, "database": database}
+    source = {"table": table, "database": database, "wait_s": wait_s}
     loaded = _load(list(files), data_root, source, chain, interval_to_seconds(interval) if interval else None)
     print_mapping(asdict(loaded), format_)
 

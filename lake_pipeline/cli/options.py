@@ -45,6 +45,13 @@ data_root_option = click.option(
 source_options = _all(
     click.option("--table", metavar="NAME", help="The candle table. [default: ohlcv_candles]"),
     click.option("--database", metavar="NAME", help="Its database. [default: $CLICKHOUSE_DATABASE, else the server's]"),
+    click.option(
+        "--wait",
+        "wait_s",
+        type=float,
+        metavar="SECONDS",
+        help="Wait for the embedded engine while another process has it. [default: $LAKE_WAIT_S, else 0]",
+    ),
 )
 
 alerts_options = _all(

@@ -101,7 +101,8 @@ def asked_for(values: dict[str, Any]) -> Asked:
     if values["run_id"] is None:
         if not (values["alerts"] or values["duckdb"]):
             raise click.UsageError("give --run RUN, or the alerts to make a run of with --duckdb FILE or --alerts FILE")
-        given = {name: values[name] for name in (*_ALERT_OPTIONS, "from_day", "to_day", "data_root", "threads")}
+        names = (*_ALERT_OPTIONS, "from_day", "to_day", "data_root", "threads", "wait_s")
+        given = {name: values[name] for name in names}
         config = export_config({**_DEFAULT_RUN, **{name: value for name, value in given.items() if value is not None}})
         # The days chose the alerts of the run: all of them are selected.
         from lake_pipeline.cli.export import sealed_run

@@ -115,14 +115,7 @@ def normalise_alerts(raw: RawAlerts, spec: RunSpec) -> NormalisedAlerts:
         row for row in usable if (from_ms is None or ts_ms[row] >= from_ms) and (to_ms is None or ts_ms[row] < to_ms)
     ]
     ids = _alert_ids(usable, _stripped(text["alert_id"]), mints, ts_ms, callers, chains, raw.row_numbers)
-    rejected: list[dict[str, Any]] = [
-        {"row_number": raw.row_numbers[row], "reason": reason} | {role: text[role][row].as_py() for role in _ROLES}
-        for row, reason in reasons.items()
-    ]
-    rejected += [
-        {"row_number": number, "mint": line, "reason": reason} for number, (line, reason) in raw.unreadable.items()
-    ]
-    rejected.sort(key=lambda row: row["row_number"])
+    rejected = _rejected_table(raw, text, reasons)
     if not kept:
         raise InputError(_nothing_left(raw.rows, len(usable), rejected, spec))
     kept.sort(key=lambda row: (ts_ms[row], ids[row].encode()))
@@ -138,9 +131,31 @@ def normalise_alerts(raw: RawAlerts, spec: RunSpec) -> NormalisedAlerts:
     )
     return NormalisedAlerts(
         alerts=alerts,
-        rejected=pa.Table.from_pylist(rejected, schema=REJECTED_ALERTS_SCHEMA),
+        rejected=rejected,
         rows_in=raw.rows,
         outside_range=len(usable) - len(kept),
+    )
+
+
+def _rejected_table(raw: RawAlerts, text: Mapping[str, pa.ChunkedArray], reasons: Mapping[int, str]) -> pa.Table:
+    """The rows that have a reason, with their raw values, and those that could not be read, by row number."""
+    rows = sorted(reasons)
+    indices = pa.array(rows, pa.int64())
+    unusable = pa.table(
+        {
+            "row_number": [raw.row_numbers[row] for row in rows],
+            **{role: text[role].take(indices) for role in _ROLES},
+            "reason": [reasons[row] for row in rows],
+        },
+        schema=REJECTED_ALERTS_SCHEMA,
+    )
+    if not raw.unreadable:
+        return unusable
+    unreadable = [
+        {"row_number": number, "mint": line, "reason": reason} for number, (line, reason) in raw.unreadable.items()
+    ]
+    return pa.concat_tables([unusable, pa.Table.from_pylist(unreadable, schema=REJECTED_ALERTS_SCHEMA)]).sort_by(
+        "row_number"
     )
 
 
@@ -163,26 +178,28 @@ def _find_columns(table: pa.Table) -> dict[str, str]:
     return found
 
 
-def _text_column(table: pa.Table, name: str | None) -> pa.Array:
+def _text_column(table: pa.Table, name: str | None) -> pa.ChunkedArray:
     """A column as strings, all null where the input has no such column."""
     if name is None:
-        return pa.nulls(table.num_rows, pa.string())
+        return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
     column = table.column(name)
     if pa.types.is_nested(column.type):
         raise InputError(f"alerts column {name!r} holds {column.type} values; one plain value a row is needed")
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     try:
-        column = column.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return column.cast(pa.string())
+    except pa.ArrowException as error:
         raise InputError(f"alerts column {name!r} ({column.type}) cannot be read as text: {error}") from error
-    # Over zero chunks combine_chunks gives a ChunkedArray; concat_arrays needs one array at least.
-    return pa.concat_arrays([pa.array([], pa.string()), *column.chunks])
 
 
-def _stripped(column: pa.Array) -> list[str | None]:
-    """Values without surrounding white space; None for null and blank ones."""
-    return [value.strip() or None if value is not None else None for value in column.to_pylist()]
+def _stripped(column: pa.ChunkedArray) -> list[str | None]:
+    """Values without surrounding white space, each distinct one held once; None for null and blank ones."""
+    values: list[str | None] = []
+    for chunk in column.dictionary_encode().chunks:
+        distinct = [value.strip() or None for value in chunk.dictionary.to_pylist()]
+        values += [None if index is None else distinct[index] for index in chunk.indices.to_pylist()]
+    return values
 
 
 def _parse_times(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, dict[int, str]]:
@@ -284,7 +301,7 @@ def _alert_ids(
     duplicates = [alert_id for alert_id, count in counts.items() if count > 1]
     if duplicates:
         shown = [
-            f"{alert_id!r} in rows {', '.join(str(row_numbers[row]) for row in rows if ids[row] == alert_id)}"
+            f"{alert_id!r} in rows {_shown([row_numbers[row] for row in rows if ids[row] == alert_id])}"
             for alert_id in duplicates[:5]
         ]
         raise InputError(
@@ -295,7 +312,13 @@ def _alert_ids(
     return ids
 
 
-def _nothing_left(rows: int, usable: int, rejected: Sequence[Mapping[str, Any]], spec: RunSpec) -> str:
+def _shown(numbers: Sequence[int], count: int = 10) -> str:
+    return (
+        f"{', '.join(map(str, numbers[:count]))}{f' and {len(numbers) - count} more' if len(numbers) > count else ''}"
+    )
+
+
+def _nothing_left(rows: int, usable: int, rejected: pa.Table, spec: RunSpec) -> str:
     if rows == 0:
         return "the alerts input has no rows; a run needs at least one alert"
     if usable:
@@ -303,8 +326,13 @@ def _nothing_left(rows: int, usable: int, rejected: Sequence[Mapping[str, Any]],
             f"none of {usable} usable alerts lies in the date range {spec.from_day or 'start'} to "
             f"{spec.to_day or 'end'} (UTC days, both inclusive)"
         )
-    reasons = Counter(str(row["reason"]) for row in rejected)
-    chains = {canonical_chain(row["chain"]) for row in rejected if str(row["reason"]).startswith("chain ")}
+    all_reasons = rejected.column("reason").to_pylist()
+    reasons = Counter(all_reasons)
+    chains = {
+        canonical_chain(chain)
+        for chain, reason in zip(rejected.column("chain").to_pylist(), all_reasons, strict=True)
+        if reason.startswith("chain ")
+    }
     top = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
     hint = f" Set the run's chain to theirs, if that is meant: --chain {chains.pop()}" if len(chains) == 1 else ""
     return f"all {rows} alerts were rejected: {top}. Nothing is left to export.{hint}"

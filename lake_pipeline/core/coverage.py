@@ -142,7 +142,7 @@ def gather_coverage(alerts: pa.Table, receipts: Sequence[Receipt], spec: RunSpec
     order = np.argsort(rows)
     measures = {}
     for name in MEASURES:
-        values = [value for receipt in receipts for value in receipt.coverage[name]]
+        values = [value for receipt in receipts for value in receipt.coverage.get(name, [])]
         if len(values) != len(rows):
             raise RunError(f"the receipts have {len(values)} values of {name} for {len(rows)} alerts")
         measures[name] = np.array(values, dtype=np.int64)[order]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.core.canonical import canonical_json, checksum_lines, root_hash, sha256_hex
@@ -33,6 +33,7 @@ __all__ = [
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 ANCHOR_RULE: Final = "floor_to_interval(ts, interval)"
 
 
@@ -144,7 +145,16 @@ class Receipt(_Model):
     ledger: Ledger
     files: list[FileEntry]
     rejected: FileEntry | None
-    coverage: dict[str, list[Any]]
+    coverage: dict[str, list[str] | list[Int64]]
+
+    @model_validator(mode="after")
+    def _coverage_is_a_table(self) -> Receipt:
+        """Readers take the columns as one table of ids and numbers."""
+        lengths = {len(values) for values in self.coverage.values()}
+        texts = {name for name, values in self.coverage.items() if values and isinstance(values[0], str)}
+        if "alert_id" not in self.coverage or len(lengths) != 1 or not texts <= {"alert_id"}:
+            raise ValueError("coverage is not columns of one length, alert_id of text and the others of integers")
+        return self
 
     @property
     def entries(self) -> list[FileEntry]:

@@ -7,7 +7,9 @@ itself is in `io.queries`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import math
 import os
 import re
 import time
@@ -99,6 +101,8 @@ _WHOLE_RESULTS: Final[dict[str, Any]] = {
 # A server that is silent for so long is an error. While a long query runs it sends progress, well within this.
 _TIMEOUTS_S: Final = {"connect_timeout": 10, "send_receive_timeout": 300}
 _OLDEST_VERSION: Final = (23, 6)  # session_timezone
+# How often a process that waits for the embedded engine looks whether it is free.
+_ENGINE_POLL_S: Final = 0.2
 _SOME_MILLISECONDS: Final = 100_000_000_000
 _RANK_OF_NULL: Final = np.iinfo(np.int64).min
 
@@ -109,7 +113,8 @@ T = TypeVar("T")
 class SourceConfig:
     """Where the candles are. With neither `dsn` nor `host`, the embedded engine under `embedded_path`.
 
-    `columns` maps roles (`token_address`, `timestamp`, `open` ...) to the table's own names.
+    `columns` maps roles (`token_address`, `timestamp`, `open` ...) to the table's own names. `wait_s` is how long to
+    wait for the embedded engine while another process has it.
     """
 
     embedded_path: str
@@ -121,6 +126,7 @@ class SourceConfig:
     database: str | None = None
     table: str = DEFAULT_TABLE
     columns: Mapping[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
 
     @classmethod
     def from_environment(
@@ -132,8 +138,9 @@ class SourceConfig:
         database: str | None = None,
         table: str | None = None,
         columns: Mapping[str, str] | None = None,
+        wait_s: float | None = None,
     ) -> SourceConfig:
-        """Settings given here, completed by CLICKHOUSE_DSN, _HOST, _PORT, _USER, _PASSWORD, _DATABASE.
+        """Settings given here, completed by CLICKHOUSE_DSN, _HOST, _PORT, _USER, _PASSWORD, _DATABASE and LAKE_WAIT_S.
 
         Raises ConfigError for a `dsn` argument that carries a password: configuration is stored and shown
         by Dagster, so secrets come from the environment only.
@@ -156,6 +163,7 @@ class SourceConfig:
             database=database or environment.get("CLICKHOUSE_DATABASE") or None,
             table=table or DEFAULT_TABLE,
             columns=dict(columns or {}),
+            wait_s=_seconds(environment, "LAKE_WAIT_S") if wait_s is None else wait_s,
         )
 
     @property
@@ -330,7 +338,7 @@ class ClickHouseSource:
         try:
             client = self._idle.get_nowait()
         except Empty:
-            client = self._connect()
+            client = self._connect_when_free()
         try:
             with self._explained():
                 yield client
@@ -339,6 +347,30 @@ class ClickHouseSource:
                 client.close()
             raise
         self._idle.put(client)
+
+    def _connect_when_free(self) -> Any:
+        """Connect; while another process has the embedded engine, wait for it as long as the config says."""
+        started = time.monotonic()
+        deadline = started + self.config.wait_s
+        waited = too_late = False
+        while True:
+            try:
+                return self._connect()
+            except EngineBusy as error:
+                if not error.passes or not self.config.wait_s:
+                    raise
+                if time.monotonic() >= deadline:
+                    raise EngineBusy(f"{error} (waited {self.config.wait_s:g} s)") from error
+                if not waited:
+                    logger.warning("%s. Waiting for it, at most %g s", error, self.config.wait_s)
+                waited = True
+            except SourceError:
+                # Of several that wait, another was quicker, and gone before it could be named. Twice is a real fault.
+                if not waited or too_late:
+                    raise
+                too_late = True
+            while self._engine_owner() and time.monotonic() < deadline:
+                self._sleep(_ENGINE_POLL_S)
 
     def _connect(self) -> Any:
         import clickhouse_connect
@@ -427,17 +459,28 @@ class ClickHouseSource:
         if "already initialized with path" in text:
             return EngineBusy(
                 f"this process has another embedded database open, so {path} cannot be opened: "
-                "one process, one database; use a process for each data root"
+                "one process, one database; use a process for each data root",
+                passes=False,
             )
-        with contextlib.suppress(OSError):
-            status = Path(path, "status").read_text(errors="replace")
-            owner = re.search(r"PID: ([0-9]+)", status)
-            if owner and int(owner[1]) != os.getpid() and Path(f"/proc/{owner[1]}").exists():
-                return EngineBusy(
-                    f"the embedded database {path} is in use by process {owner[1]}, and it takes one process "
-                    "at a time: wait for that process, stop it, or use a ClickHouse server (CLICKHOUSE_HOST)"
-                )
+        owner = self._engine_owner()
+        if owner:
+            return EngineBusy(
+                f"the embedded database {path} is in use by {owner}, and it takes one process at a time: wait for "
+                "that process (wait_s, --wait), stop it, or use a ClickHouse server (CLICKHOUSE_HOST)"
+            )
         return SourceError(f"cannot open the embedded database {path}: {_first_line(text)}")
+
+    def _engine_owner(self) -> str | None:
+        """Who else has the embedded database, by its process id where that can be known; None if nobody has."""
+        with contextlib.suppress(OSError), Path(self.config.embedded_path, "status").open("rb") as status:
+            try:
+                fcntl.flock(status, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = re.search(rb"PID: ([0-9]+)", status.read())
+                if found and int(found[1]) == os.getpid():
+                    return None
+                return f"process {int(found[1])}" if found and _exists(int(found[1])) else "another process"
+        return None
 
     def _describe(self, client: Any) -> CandleTable:
         config = self.config
@@ -459,6 +502,28 @@ class ClickHouseSource:
                 "convert the column or remove the wrong rows"
             )
         return CandleTable(database, config.table, columns, types, "ms" if is_ms else "s")
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process here; one in another container has a number of its own there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        pass
+    return True
+
+
+def _seconds(environment: Mapping[str, str], name: str) -> float:
+    text = environment.get(name) or "0"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"{name} {text!r} is not a number of seconds")
+    return seconds
 
 
 def _database(client: Any, config: SourceConfig) -> str:

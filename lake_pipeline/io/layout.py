@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from lake_pipeline.core.manifest import Receipt
 from lake_pipeline.core.spec import RunSpec, check_run_id
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RUNS",
     "RUN_RECORD",
     "bucket_folder",
+    "is_of_bucket",
     "is_part",
     "ledger_folder",
     "part_path",
@@ -88,6 +90,13 @@ def receipt_path(bucket: str) -> str:
 def rejected_path(bucket: str) -> str:
     """The rejected candles of a bucket, beside its receipt; the coverage step gathers them."""
     return f"{RECEIPTS}/mint_bucket={bucket}.rejected.parquet"
+
+
+def is_of_bucket(receipt: Receipt, spec: RunSpec) -> bool:
+    """Whether a receipt lists what its bucket's files are called: parts 0, 1, ... and rejected candles."""
+    bucket = receipt.mint_bucket
+    parts = [part_path(spec, bucket, number) for number in range(len(receipt.files))]
+    return [entry.path for entry in receipt.entries] == [*parts, *([rejected_path(bucket)] if receipt.rejected else [])]
 
 
 def is_part(path: str) -> bool:

@@ -252,6 +252,11 @@ def test_duplicate_ids_are_an_error_that_names_id_and_rows() -> None:
     assert "Give each alert its own id" in str(caught.value)
 
 
+def test_an_id_of_very_many_rows_makes_no_endless_message() -> None:
+    with pytest.raises(InputError, match=r"'x' in rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 90 more\. Give"):
+        normalise({"id": ["x"] * 100, "mint": ["a"] * 100, "ts": [NOON_MS] * 100})
+
+
 def test_duplicate_ids_outside_the_date_range_are_an_error_too() -> None:
     with pytest.raises(InputError, match="not unique"):
         normalise(

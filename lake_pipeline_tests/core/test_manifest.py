@@ -41,7 +41,7 @@ def receipt(bucket: str, **changes: Any) -> Receipt:
         "ledger": Ledger(),
         "files": [],
         "rejected": None,
-        "coverage": {},
+        "coverage": {"alert_id": []},
     }
     return Receipt(**values | changes)
 
@@ -69,6 +69,28 @@ def with_files() -> list[Receipt]:
     ledger = Ledger(source_rows=9, written=5, duplicates=2, rejected=1, outside_kept_windows=1, zero_volume=3)
     receipts[5] = receipt("05", files=files, ledger=ledger)
     return receipts
+
+
+@pytest.mark.parametrize(
+    "coverage",
+    [
+        {},
+        {"missing": [1]},
+        {"alert_id": ["a"], "missing": []},
+        {"alert_id": ["a"], "missing": ["1"]},
+        {"alert_id": ["a"], "missing": [True]},
+        {"alert_id": ["a"], "missing": [1.0]},
+        {"alert_id": ["a"], "missing": [None]},
+        {"alert_id": ["a"], "missing": [2**63]},
+        {"alert_id": [["a"]], "missing": [1]},
+        {"alert_id": 1},
+    ],
+    ids=str,
+)
+def test_a_receipt_whose_coverage_is_no_table_of_integers_is_not_one(coverage: dict[str, Any]) -> None:
+    data = canonical_json({**receipt("00").model_dump(mode="json"), "coverage": coverage})
+    with pytest.raises(RunError, match="is not a valid record"):
+        parse_record(Receipt, data, "receipts/x")
 
 
 def test_a_manifest_keeps_the_keys_existing_readers_need() -> None:

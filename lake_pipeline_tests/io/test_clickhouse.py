@@ -7,10 +7,12 @@ import logging
 import math
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -726,6 +728,86 @@ def test_a_second_process_on_the_embedded_database_is_told_who_has_it(engine: Cl
     assert done.stdout.startswith(f"BUSY the embedded database {engine.config.embedded_path} is in use by process ")
     assert f"process {os.getpid()}," in done.stdout
     assert "wait for that process" in done.stdout
+
+
+_HOLD = (
+    "import sys\n"
+    "from lake_pipeline.io.clickhouse import ClickHouseSource, SourceConfig\n"
+    "with ClickHouseSource(SourceConfig(embedded_path=sys.argv[1])) as source:\n"
+    "    source.database()\n"
+    "    print('open', flush=True)\n"
+    "    sys.stdin.readline()\n"
+)
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the embedded database under `tmp_path` until a line or the end of its input."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path / "clickhouse")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.communicate()
+
+
+def lake_load(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`lake load-candles` of a file of one candle into the embedded database under `folder`."""
+    candles = folder / "candles.csv"
+    candles.write_text(f"mint,ts,open,high,low,close,volume\nm,{T0_MS},1,1,1,1,1\n")
+    load = ["load-candles", str(candles), "--chain", "solana", "--interval", "1m", "--data-root", str(folder)]
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("lake"), *load, *arguments],
+        env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "environment"), [(["--wait", "100"], {}), ([], {"LAKE_WAIT_S": "100"})])
+def test_a_second_process_waits_for_the_embedded_database_when_told_to(
+    tmp_path: Path, owner: subprocess.Popen[str], option: list[str], environment: dict[str, str]
+) -> None:
+    with lake_load(tmp_path, *option, **environment) as second:
+        assert second.stderr
+        said = next(line for line in second.stderr if line.startswith("WARNING"))
+        assert f"is in use by process {owner.pid}," in said
+        assert said.endswith("Waiting for it, at most 100 s\n")
+        assert second.poll() is None
+        owner.communicate("go\n")
+        out, rest = second.communicate()
+    assert second.returncode == 0, rest
+    assert re.search(r"inserted +1", out)
+    assert "WARNING" not in rest
+
+
+def test_several_processes_that_wait_take_turns(tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+    waiting = [lake_load(tmp_path, "--wait", "100") for _ in range(3)]
+    for process in waiting:
+        assert process.stderr
+        assert any(line.startswith("WARNING") for line in process.stderr)
+    owner.kill()
+    said = [process.communicate() for process in waiting]
+    assert [process.returncode for process in waiting] == [0, 0, 0], said
+    assert sorted(int(re.findall(r"inserted +([0-9]+)", out)[0]) for out, _ in said) == [0, 0, 1]
+
+
+def test_waiting_for_the_embedded_database_ends_in_time(tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+    with lake_load(tmp_path, "--wait", "0.5") as second:
+        _, said = second.communicate()
+    assert second.returncode == 2
+    assert f"is in use by process {owner.pid}," in said
+    assert "(waited 0.5 s)" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
+def test_a_time_to_wait_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="LAKE_WAIT_S"):
+        SourceConfig.from_environment({"LAKE_WAIT_S": text}, str(tmp_path))
+    assert SourceConfig.from_environment({"LAKE_WAIT_S": "7"}, str(tmp_path), wait_s=0.5).wait_s == 0.5
 
 
 def test_a_second_embedded_database_in_one_process_is_refused_clearly(engine: ClickHouseSource, tmp_path: Path) -> None:

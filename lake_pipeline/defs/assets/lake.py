@@ -67,7 +67,7 @@ def build_lake_assets(
         with as_failure():
             limits = check_settings.limits()
             normalised = lake_run.load_alerts()
-            with candle_source.connect(lake.root) as source:
+            with interruptible(), candle_source.connect(lake.root) as source:
                 record = lake_run.identify(normalised, source)
             run, result = snapshot_alerts(lake.store(), record, normalised, _details(context, input=lake_run.alerts))
         if result.rejected:
