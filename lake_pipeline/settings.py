@@ -374,7 +374,7 @@ class OptimizerSettings(_Settings):
         values = self.model_dump()
         fixed = {name: values[name] for name in StrategyConfig.__dataclass_fields__ if name not in RANGED}
         return SearchConfig(
-            space=SearchSpace.of({name: values[name] for name in RANGED if values[name]}, fixed),
+            space=SearchSpace.of({name: values[name] for name in RANGED if values[name] not in (None, [])}, fixed),
             split=SplitConfig(self.train_days, self.test_days, self.folds),
             objective=Objective.parse(self.objective),
             gates=Gates.parse(self.gates),

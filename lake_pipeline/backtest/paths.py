@@ -57,6 +57,7 @@ _S = TypeVar("_S")
 _T = TypeVar("_T")
 
 _COLUMNS: Final = ("ts", *VALUE_COLUMNS)
+_NAMED: Final = 10
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,21 @@ def select_alerts(alerts: pa.Table, selection: AlertSelection, kept: pa.Array | 
     if len(rows) == 0:
         raise InputError(
             f"none of the run's {alerts.num_rows} alerts is selected: days {selection.from_day or 'start'} to "
-            f"{selection.to_day or 'end'}, callers {', '.join(selection.callers or ()) or 'all'}, kept by the export"
+            f"{selection.to_day or 'end'}, callers {', '.join(selection.callers or ()) or 'all'}, kept by the export. "
+            f"Its alerts are of {_days_and_callers(alerts)}"
         )
+    there = alerts.column("caller").unique().to_pylist()
+    unknown = [caller for caller in selection.callers or () if caller not in there]
+    if unknown:
+        logger.warning("no alert of the run is of the callers %s", ", ".join(unknown))
     return rows
+
+
+def _days_and_callers(alerts: pa.Table) -> str:
+    days = [ts.date().isoformat() for ts in alerts.column("ts").to_pylist()]
+    callers = alerts.column("caller").drop_null().unique().to_pylist()
+    more = f" and {len(callers) - _NAMED:,} more" if len(callers) > _NAMED else ""
+    return f"{min(days, default='no day')} to {max(days, default='no day')}, by {', '.join(callers[:_NAMED])}{more}"
 
 
 def _day_start_ms(day: dt.date) -> int:

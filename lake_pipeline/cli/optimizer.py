@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,17 +29,14 @@ from lake_pipeline.cli.results import (
 
 if TYPE_CHECKING:
     from lake_pipeline.backtest.cache import Cache
-    from lake_pipeline.backtest.config import StrategyConfig
+    from lake_pipeline.backtest.config import AlertSelection, StrategyConfig
     from lake_pipeline.optimizer.search import Progress
 
 __all__ = ["COMMANDS"]
 
-_NOT_SETTINGS: Final = frozenset(("horizon_hours", "caller"))
-
 
 @click.command()
 @sealed_run_options
-@click.option("--caller", multiple=True, metavar="NAME", help="Only alerts of this caller; several times for several.")
 @search_options
 @click.option("--trials", type=int, metavar="N", help="Trials in each fold. [default: 100; a grid has all its points]")
 @click.option(
@@ -94,7 +92,8 @@ def optimizer(export_trials_parquet: Path | None, resume: bool, no_cache: bool, 
     config = settings.search()
     baseline = BaselineConfig(horizon_hours=values["horizon_hours"])
     asked = asked_for(values)
-    with _caches_explained(), progress("trials", None) as advance:
+    trials = (config.trials or config.space.size) * config.split.folds
+    with _caches_explained(), progress("trials", trials) as advance:
         shown = _Shown()
 
         def on_batch(state: Progress) -> None:
@@ -131,7 +130,7 @@ def optimizer(export_trials_parquet: Path | None, resume: bool, no_cache: bool, 
     elif format_ == "json":
         print_mapping({}, format_, document={**head, **report})
     else:
-        _print_report(head, report)
+        _print_report(head, report, asked.selection)
     if report["winner"] is None:
         raise click.exceptions.Exit(1)
 
@@ -169,16 +168,22 @@ def _values(strategy: StrategyConfig) -> dict[str, Any]:
     return canonical_values(strategy)
 
 
+def _exact(value: float) -> str:
+    """The shortest text that is this very number."""
+    return repr(value).removesuffix(".0")
+
+
 def _exits(strategy: Mapping[str, Any]) -> str:
     """The exits of a strategy as options of `lake strategy`."""
-    options = [f"--{name} {'none' if strategy[name] is None else f'{strategy[name]:g}'}" for name in ("tp", "sl")]
+    options = [f"--{name} {'none' if strategy[name] is None else _exact(strategy[name])}" for name in ("tp", "sl")]
     for name in (
         "time_stop_hours", "trail_activation", "trail_distance", "breakeven_trigger", "breakeven_offset",
     ):  # fmt: skip
         if strategy[name] is not None:
-            options.append(f"--{name.replace('_', '-')} {strategy[name]:g}")
+            options.append(f"--{name.replace('_', '-')} {_exact(strategy[name])}")
     if strategy["tiers"]:
-        options.append(f"--tiers {','.join(f'{reached:g}x:{stop:g}' for reached, stop in strategy['tiers'])}")
+        ladder = ",".join(f"{_exact(reached)}x:{_exact(stop)}" for reached, stop in strategy["tiers"])
+        options.append(f"--tiers {ladder}")
     return " ".join(options)
 
 
@@ -189,10 +194,17 @@ def _other_options(strategy: Mapping[str, Any]) -> str:
     usual = _values(StrategyConfig())
     names = ("intrabar_order", "fill", "fee_bps", "slippage_bps", "risk_per_trade")
     return "".join(
-        f" --{name.replace('_', '-')} {strategy[name] if isinstance(strategy[name], str) else f'{strategy[name]:g}'}"
+        f" --{name.replace('_', '-')} {strategy[name] if isinstance(strategy[name], str) else _exact(strategy[name])}"
         for name in names
         if strategy[name] != usual[name]
     )
+
+
+def _alerts(selection: AlertSelection) -> str:
+    """Which alerts of the run, as options of `lake strategy`."""
+    days = (("from", selection.from_day), ("to", selection.to_day))
+    chosen = [f" --{name} {day}" for name, day in days if day]
+    return "".join([*chosen, *(f" --caller {shlex.quote(caller)}" for caller in selection.callers or ())])
 
 
 # Figures of both periods, in the order they are shown.
@@ -219,7 +231,9 @@ _LATENCY_FIGURES: Final = tuple(
 )
 
 
-def _print_report(head: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+def _print_report(head: Mapping[str, Any], report: Mapping[str, Any], selection: AlertSelection) -> None:
+    from lake_pipeline.optimizer.winner import why_no_winner
+
     last, winner = report["folds"][-1], report["winner"]
     trials = last["trials"]
     lines = {
@@ -230,14 +244,15 @@ def _print_report(head: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         f"the gates{' (last fold)' if len(report['folds']) > 1 else ''}",
     }
     if winner is None:
-        print_mapping({**lines, "winner": "none: no trial passes the gates with an objective"}, "table")
+        print_mapping({**lines, "winner": f"none: {why_no_winner(report)}"}, "table")
+        _print_folds(report)
         return
     luck = winner["luck_on_run"]
     plateau = winner["plateau"]
     lines |= {
         "winner": f"trial {winner['trial']}: {_exits(winner['strategy'])}",
         "trade it": f"lake strategy --run {head['run']} {_exits(winner['strategy'])}"
-        f"{_other_options(winner['strategy'])} --horizon-hours {report['horizon_hours']:g}",
+        f"{_other_options(winner['strategy'])} --horizon-hours {_exact(report['horizon_hours'])}{_alerts(selection)}",
         "luck": f"best of {luck['trials']:,} trials ever evaluated on this run: deflated Sharpe ratio "
         f"{_probability(luck['deflated_sharpe'])} (above 0.95 is a sign of more than luck; by the trials' own spread "
         f"{_probability(luck['published_deflated_sharpe'])})",
@@ -250,14 +265,7 @@ def _print_report(head: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     click.echo()
     shown = {period: _period_figures(winner, period) for period in _PERIODS}
     print_table({"figure": name, **{period: shown[period][name] for period in _PERIODS}} for name in shown["train"])
-    if len(report["folds"]) > 1:
-        click.echo("\nfolds, each tested by what won on its train period:")
-        print_table(_fold_row(fold) for fold in report["folds"])
-        forward = report["walk_forward"]
-        click.echo(
-            f"all test trades together: n {forward['n']:,}, mean {short_number(forward['mean_ret'])}, 95 % "
-            f"{_interval(forward['interval'])}, held {short_number(forward['hold_mean_ret'])}"
-        )
+    _print_folds(report)
     click.echo("\nthe winner under worse conditions (json has those of the next best):")
     print_table(ordered(row, ("lane", *_LANE_FIGURES)) for row in winner["lanes"][0]["lanes"])
     click.echo(f"worst: {winner['lanes'][0]['worst']['lane']}")
@@ -270,6 +278,18 @@ def _print_report(head: Mapping[str, Any], report: Mapping[str, Any]) -> None:
             click.echo(f"- {concern}")
     else:
         click.echo("nothing here speaks against it; a new test period is the next thing to ask")
+
+
+def _print_folds(report: Mapping[str, Any]) -> None:
+    if len(report["folds"]) == 1:
+        return
+    click.echo("\nfolds, each tested by what won on its train period:")
+    print_table(_fold_row(fold) for fold in report["folds"])
+    forward = report["walk_forward"]
+    click.echo(
+        f"all test trades together: n {forward['n']:,}, mean {short_number(forward['mean_ret'])}, 95 % "
+        f"{_interval(forward['interval'])}, held {short_number(forward['hold_mean_ret'])}"
+    )
 
 
 def _period_figures(winner: Mapping[str, Any], period: str) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def sealed_run_options(function: F) -> F:
                 help="Length of a path after its entry.",
             ),
             click.option(
+                "--caller", multiple=True, metavar="NAME", help="Only alerts of this caller; several times for several."
+            ),
+            click.option(
                 "--store-duckdb",
                 is_flag=True,
                 help="Also into the database of --duckdb, in one transaction; repeating it changes nothing.",
@@ -86,7 +89,7 @@ class Asked:
 
 
 def asked_for(values: dict[str, Any]) -> Asked:
-    """The sealed run, found or exported, and the alerts of it; `caller` among the options, if any, chooses callers.
+    """The sealed run, found or exported, and the alerts of it.
 
     Raises LakeError and UsageError.
     """
@@ -97,7 +100,7 @@ def asked_for(values: dict[str, Any]) -> Asked:
     threads = values["threads"]
     thread_count = parse_settings(SourceSettings, {"threads": threads}).thread_count
     database = _database(values) if values["store_duckdb"] else None
-    callers = tuple(values.get("caller", ())) or None
+    callers = values["caller"] or None
     if values["run_id"] is None:
         if not (values["alerts"] or values["duckdb"]):
             raise click.UsageError("give --run RUN, or the alerts to make a run of with --duckdb FILE or --alerts FILE")

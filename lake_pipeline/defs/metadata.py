@@ -239,6 +239,8 @@ def trades_metadata(result: StrategyResult, run_id: str) -> Metadata:
 
 def optimization_metadata(result: OptimizeResult, report: Mapping[str, Any], pictures: Result, run_id: str) -> Metadata:
     """Of the asset `optimization`; `report` is that of the result."""
+    from lake_pipeline.optimizer.winner import why_no_winner
+
     last, winner = report["folds"][-1], report["winner"]
     trials = result.trials()
     shown: dict[str, Any] = {
@@ -248,7 +250,9 @@ def optimization_metadata(result: OptimizeResult, report: Mapping[str, Any], pic
         "trials_passing_gates": last["trials"]["passed_gates"],
         **{name: last[name] for name in ("train_alerts", "purged_alerts", "test_alerts")},
     }
-    if winner is not None:
+    if winner is None:
+        shown["winner"] = f"none: {why_no_winner(report)}"
+    else:
         luck = winner["luck_on_run"]
         shown |= {
             "winner": winner["strategy"],

@@ -42,6 +42,8 @@ _NUMBERS: Final = (
 )  # fmt: skip
 _MOST_CELLS: Final = 40
 _MOST_FOLDS: Final = 6
+# More panels would be more bytes than an event may have.
+_MOST_CURVES: Final = 4
 
 
 def pictures(trials: pa.Table, best: Mapping[str, Any], winner_trades: pa.Table) -> dict[str, bytes]:
@@ -93,13 +95,14 @@ def heat_map(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
             place = [strategy[name] for name in varied[:2]]
             if None not in place:
                 marker: dict[str, Any] = {"markersize": 13, "markeredgecolor": INK, "markerfacecolor": "#ffd23f"}
-                axes.plot(*place, marker="*", linestyle="none", label="winner (chosen on train)", **marker)
-                if period == "train":
-                    add_legend(axes, loc="best")
+                label = "winner (chosen on train)" if period == "train" else None
+                axes.plot(*place, marker="*", linestyle="none", label=label, clip_on=False, **marker)
     bar = figure.colorbar(image, ax=panels, pad=0.02)  # that of either: they share it
     bar.set_label(f"{best['objective']}, median of the cell's trials", color=INK, fontsize=9)
     bar.ax.tick_params(colors=QUIET, labelsize=9)
     bar.outline.set_visible(False)
+    if best["winner"] is not None:
+        add_legend(figure, loc="outside lower center")  # no cell is under it
     return picture_bytes(figure)
 
 
@@ -146,7 +149,7 @@ def trials_picture(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
     if not len(objective) or np.isnan(objective).all():
         say_nothing(axes, "no trial has an objective")
         return picture_bytes(figure)
-    number = trials.column("trial").to_numpy() + 1
+    number = trials.column("trial").to_numpy()
     passed = np.asarray(pc.is_null(trials.column("failed_gates")))
     size = 14 if len(number) < 1000 else 4
     for chosen, colour, label in ((passed, BLUE, "passes the gates"), (~passed, QUIET, "fails a gate")):
@@ -165,13 +168,13 @@ def trials_picture(trials: pa.Table, best: Mapping[str, Any]) -> bytes:
 
 
 def equity_picture(best: Mapping[str, Any], winner_trades: pa.Table) -> bytes:
-    """Each fold's winner against buying and holding the same alerts to the horizon, train then test, each from 1.
+    """The last folds' winners against buying and holding the same alerts to the horizon, train then test, each from 1.
 
     Both put the same share of the equity into each trade: what the winner's stop-loss and risk per trade come to.
     """
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    folds = [fold for fold in best["folds"] if fold["winner"] is not None][-_MOST_FOLDS:]
+    folds = [fold for fold in best["folds"] if fold["winner"] is not None][-_MOST_CURVES:]
     figure = new_figure(8.4, 1.0 + 2.6 * max(len(folds), 1))
     panels = figure.subplots(max(len(folds), 1), 1, squeeze=False)[:, 0]
     if not folds:
@@ -190,11 +193,7 @@ def equity_picture(best: Mapping[str, Any], winner_trades: pa.Table) -> bytes:
             for prefix, colour, label in (("hold_", QUIET, "bought and held to the horizon"), ("", BLUE, "winner")):
                 _draw_curve(axes, part, prefix, share, colour, strong, label if period == "test" else None, fold)
         axes.axhline(1, color=QUIET, linewidth=0.8, linestyle="--")
-        axes.axvline(_moment(fold["test_from"]), color=INK, linewidth=1, linestyle=":")
-        axes.annotate(
-            " test", (_moment(fold["test_from"]), 0.97), xycoords=("data", "axes fraction"), color=INK, va="top",
-            fontsize=9,
-        )  # fmt: skip
+        axes.axvline(_moment(fold["test_from"]), color=INK, linewidth=1, linestyle=":", label="the test period begins")
         locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
@@ -219,12 +218,8 @@ def _draw_curve(
     )
     times = [_moment(begin), *(each.replace(tzinfo=None) for each in known.column(f"{prefix}exit_ts_utc").to_pylist())]
     values = np.concatenate(([1.0], curve))
-    axes.plot(times, values, color=colour, alpha=alpha, linewidth=1.6, drawstyle="steps-post", label=label)
-    if label and len(curve):
-        axes.annotate(
-            f"{values[-1]:.4g}", (times[-1], values[-1]), xytext=(4, 0), textcoords="offset points", color=colour,
-            va="center", fontsize=9, annotation_clip=False,
-        )  # fmt: skip
+    shown = label and f"{label}: {values[-1]:.4g} in test"
+    axes.plot(times, values, color=colour, alpha=alpha, linewidth=1.6, drawstyle="steps-post", label=shown)
 
 
 def folds_picture(best: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ from lake_pipeline.optimizer.statistics import (
 )
 from lake_pipeline.optimizer.trials import Measure, measure, strategy_of
 
-__all__ = ["LATENCIES", "SIGNIFICANT", "WINNER_TRADES_SCHEMA", "concerns", "luck", "report_winner"]
+__all__ = ["LATENCIES", "SIGNIFICANT", "WINNER_TRADES_SCHEMA", "concerns", "luck", "report_winner", "why_no_winner"]
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -106,7 +107,6 @@ def report_winner(
             report["winner"] = examiner.winner(ranked[0], strategy, fold, outcomes, own)
             tables += examiner.trades(fold, outcomes)
         reports.append(report)
-    last = reports[-1]
     document: dict[str, Any] = {
         "objective": config.objective.name,
         "gates": dataclasses.asdict(config.gates),
@@ -117,15 +117,12 @@ def report_winner(
         "winner": None,
     }
     trades = pa.concat_tables([WINNER_TRADES_SCHEMA.empty_table(), *tables]).combine_chunks()
-    if last["winner"] is not None:
-        own = trials.filter(pc.equal(trials.column("fold"), last["fold"]))
-        ranked = _ranked(own)
-        strategy = strategy_of(ranked[0])
+    if ranked:  # those of the last fold, as are `strategy` and `fold`
         document["winner"] = {
-            **last["winner"],
-            "plateau": examiner.plateau(ranked[0], strategy, folds[-1]),
-            "lanes": examiner.lanes(ranked[: config.top], folds[-1]),
-            "latency": examiner.latency(strategy, folds[-1]),
+            **reports[-1]["winner"],
+            "plateau": examiner.plateau(ranked[0], strategy, fold),
+            "lanes": examiner.lanes(ranked[: config.top], fold),
+            "latency": examiner.latency(strategy, fold),
             "range_edges": _range_edges(strategy, config.space),
         }
     if len(folds) > 1:
@@ -191,6 +188,22 @@ def concerns(winner: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def why_no_winner(report: Mapping[str, Any]) -> str:
+    """Why the last fold of a report has no winner, and what to do."""
+    last = report["folds"][-1]
+    counts = last["trials"]
+    if counts["passed_gates"]:
+        return (
+            f"{report['objective']} has no value on train for any of the {counts['passed_gates']:,} trials that pass "
+            "the gates. Choose another objective, or wider ranges"
+        )
+    failures = ", ".join(f"{count:,} fail {gate}" for gate, count in sorted(counts["failed_gates"].items()))
+    return (
+        f"no trial passes the gates: of {counts['evaluated']:,} trials on {last['train_alerts']:,} train alerts "
+        f"{failures}. Choose easier gates, other ranges, or longer train periods"
+    )
+
+
 def _ranked(trials: pa.Table) -> list[dict[str, Any]]:
     """The rows that may be chosen, different strategies only, best first."""
     passed = pc.and_(pc.is_null(trials.column("failed_gates")), pc.is_valid(trials.column("objective")))
@@ -204,10 +217,12 @@ def _ranked(trials: pa.Table) -> list[dict[str, Any]]:
 
 def _trial_counts(trials: pa.Table) -> dict[str, Any]:
     different = count_trials([trials])
+    failed = trials.column("failed_gates")
     return {
         "evaluated": trials.num_rows,
         "different": different.trials,
-        "passed_gates": trials.column("failed_gates").null_count,
+        "passed_gates": failed.null_count,
+        "failed_gates": Counter(gate for gates in failed.drop_null().to_pylist() for gate in gates.split(",")),
         "sharpe_variance": different.sharpe_variance,
     }
 

@@ -81,8 +81,14 @@ def test_days_are_utc_and_inclusive(run: Run) -> None:
         AlertSelection(to_day=day - dt.timedelta(days=1)),
         AlertSelection(callers=("nobody",)),
     ):
-        with pytest.raises(InputError, match="none of the run's 13 alerts is selected"):
+        with pytest.raises(InputError, match=r"none of the run's 13 alerts is selected.* of 2025-05-01 to .*, by ca"):
             open_paths(run, selection)
+
+
+def test_a_caller_without_an_alert_is_named(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    some = open_paths(run, AlertSelection(callers=("caller-0", "caller-O")))
+    assert some.alerts.equals(open_paths(run, AlertSelection(callers=("caller-0",))).alerts)
+    assert [record.message for record in caplog.records] == ["no alert of the run is of the callers caller-O"]
 
 
 def test_alerts_that_strict_coverage_dropped_are_not_selected(sealed_lake: LocalStore) -> None:

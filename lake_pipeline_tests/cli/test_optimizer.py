@@ -7,6 +7,8 @@ import io
 import itertools
 import json
 import os
+import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -137,6 +139,42 @@ def test_each_trials_return_is_that_of_lake_strategy_at_the_prompt(invoke, tmp_p
         assert trial["train_mean_ret"] == pytest.approx(sum(returns) / len(returns), rel=1e-10)
 
 
+def random_options(rng: random.Random) -> list[object]:
+    """Exits at random, extended ones too, small against what these prices do, and the other settings of a trade."""
+    options = ["--tp", rng.choice(["none", round(rng.uniform(1.01, 1.3), 3)])]
+    options += ["--sl", rng.choice(["none", round(rng.uniform(0.75, 0.99), 3)])]
+    if rng.random() < 0.5:
+        options += ["--trail-distance", round(rng.uniform(0.01, 0.1), 4), "--trail-activation", rng.choice([0, 0.05])]
+    if rng.random() < 0.5:
+        trigger = round(rng.uniform(0.02, 0.1), 3)
+        options += ["--breakeven-trigger", trigger, "--breakeven-offset", round(trigger - rng.uniform(0.01, 0.1), 4)]
+    if rng.random() < 0.5:
+        options += ["--tiers", f"1.05x:{rng.uniform(0.9, 1):.3f},{rng.uniform(1.06, 1.2):.3f}x:1.04"]
+    if rng.random() < 0.5:
+        options += ["--time-stop-hours", round(rng.uniform(0.1, 6), 2)]
+    options += ["--fill", rng.choice(["gap", "level"]), "--intrabar-order", rng.choice(["sl_first", "tp_first"])]
+    return [*options, "--fee-bps", rng.choice([0, 7.5]), "--slippage-bps", rng.choice([0, 50])]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_random_strategy_returns_for_each_alert_what_lake_strategy_writes(invoke, tmp_path, seed):
+    """A search of one point through both commands' files, from cached records, to the last bit."""
+    invoke(*SEARCH, "--trials", 10)
+    of_run = ("--run", "searched", "--horizon-hours", 6, *random_options(random.Random(seed)))
+    gates = ("--gates", "min_trades=1", "--objective", "mean_ret")
+    document = json.loads(invoke("optimizer", *of_run, *gates, "--format", "json").stdout)
+    invoke("strategy", *of_run, "--export-trades-parquet", tmp_path / "trades.parquet")
+    names = ("ret", "ret_worst", "ret_best", "ambiguous", "exit_ts_utc")
+    expected = {
+        row["alert_id"]: [row["tp_sl_ret" if name == "ret" else name] for name in names]
+        for row in pq.read_table(tmp_path / "trades.parquet").to_pylist()
+    }
+    own = pq.read_table(Path(document["path"], "winner_trades.parquet")).to_pylist()
+    assert len(own) == len(expected) - document["folds"][0]["purged_alerts"] > 200
+    for row in own:
+        assert [row[name] for name in names] == expected[row["alert_id"]]
+
+
 def as_options(strategy: dict[str, object]) -> list[object]:
     options: list[object] = []
     for name in ("tp", "sl", "time_stop_hours", "trail_distance", "trail_activation", "breakeven_trigger"):
@@ -150,7 +188,8 @@ def as_options(strategy: dict[str, object]) -> list[object]:
 def test_csv_prints_every_trial(invoke):
     rows = list(csv.DictReader(io.StringIO(invoke(*SEARCH, "--trials", 12, "--format", "csv").stdout)))
     assert [row["trial"] for row in rows] == [str(number) for number in range(12)]
-    assert float(rows[0]["train_mean_ret"]) == pytest.approx(float(rows[0]["train_mean_ret"]))
+    winner = json.loads(invoke(*SEARCH, "--trials", 12, "--format", "json").stdout)["winner"]
+    assert float(rows[winner["trial"]]["train_mean_ret"]) == winner["train"]["mean_ret"]
 
 
 def test_callers_and_days_are_selected(invoke):
@@ -164,8 +203,31 @@ def test_callers_and_days_are_selected(invoke):
 
 
 def test_no_trial_passing_the_gates_is_exit_code_1(invoke):
-    shown = invoke(*SEARCH, "--trials", 5, "--gates", "min_trades=5000", exit_code=1)
-    assert "none: no trial passes the gates" in shown.stdout
+    gates = ("--gates", "min_trades=5000,max_drawdown=1")
+    shown = invoke(*SEARCH, "--trials", 5, *gates, "--folds", 2, exit_code=1)
+    assert "none: no trial passes the gates: of 5 trials on " in shown.stdout
+    assert " train alerts 5 fail min_trades. Choose easier gates" in shown.stdout
+    assert "all test trades together: n 0" in shown.stdout
+    without = ("--tp", "none", "--sl", "none", "--objective", "final_equity")
+    shown = invoke("optimizer", "--run", "searched", "--horizon-hours", 6, *without, exit_code=1)
+    assert "none: final_equity has no value on train for any of the 1 trials that pass the gates" in shown.stdout
+
+
+def test_the_command_that_is_printed_trades_the_winner(invoke):
+    """Exact numbers, other settings, days and callers included."""
+    search = ("optimizer", "--run", "searched", "--horizon-hours", 5.25, "--from", "2025-05-03", "--caller", "caller-1",
+              "--caller", "caller-2", "--tp", "1.12345678:1.5:.1", "--sl", ".71234567", "--tiers", "1.123456x:1.01234",
+              "--fill", "level", "--fee-bps", 12.3456789, "--gates", "min_trades=1")  # fmt: skip
+    document = json.loads(invoke(*search, "--format", "json").stdout)
+    (line,) = [line for line in invoke(*search).stdout.splitlines() if line.startswith("trade it")]
+    words = shlex.split(line.removeprefix("trade it"))
+    assert words[:2] == ["lake", "strategy"]
+    trades = json.loads(invoke(*words[1:], "--format", "json").stdout)
+    found = pq.read_table(Path(trades["path"], "trades.parquet"))
+    expected = {row["alert_id"]: row["tp_sl_ret"] for row in found.to_pylist()}
+    own = pq.read_table(Path(document["path"], "winner_trades.parquet")).to_pylist()
+    assert {row["alert_id"]: row["ret"] for row in own}.items() <= expected.items()
+    assert len(expected) == len(own) + document["folds"][0]["purged_alerts"]
 
 
 def test_the_store_gets_every_trial_once(invoke, tmp_path):
@@ -263,7 +325,8 @@ def test_a_real_ctrl_c_keeps_what_was_evaluated_and_resume_ends_with_the_same_by
         (("--figures", "means", "--gates", "max_drawdown=.2"), "max_drawdown needs every trade"),
         (("--trail-activation", ".5"), "trail_activation needs trail_distance"),
         (("--fee-bps", 99999), "take the whole price"),
-        (("--caller", "nobody"), "none of the run's 264 alerts is selected"),
+        (("--tp", ""), "neither a value such as 2.0, nor a range"),
+        (("--caller", "nobody"), "none of the run's 264 alerts is selected.*by caller-0, caller-follower"),
         (("--horizon-hours", 0), "horizon_hours 0 cannot work"),
     ],
 )

@@ -14,10 +14,12 @@ from lake_pipeline.optimizer.results import optimize_result
 from lake_pipeline.optimizer.search import SearchConfig
 from lake_pipeline.optimizer.space import SearchSpace
 from lake_pipeline.optimizer.splits import SplitConfig
+from lake_pipeline.pictures import PICTURE_LIMIT
 from lake_pipeline_tests.optimizer.runs_for_tests import BASELINE
 
 CONFIGS = {
     "one fold": {"trials": 80},
+    "many trials": {"trials": 4000, "figures": "means"},
     "folds": {"trials": 40, "split": SplitConfig(folds=3)},
     "many folds": {"trials": 10, "split": SplitConfig(folds=8), "gates": Gates(min_trades=1)},
     "a grid": {"sampler": "grid", "space": SearchSpace.of({"tp": "1.1:1.5:.1", "sl": ".5:.9:.1"}, {})},
@@ -43,7 +45,7 @@ def test_pictures_are_png_of_the_searchs_files_alone(lake, run, name):
         with Image.open(io.BytesIO(png)) as image:
             assert image.width >= 700
             assert len(set(image.convert("L").tobytes())) > 8  # something is on it
-        assert len(png) < 150_000
+        assert len(png) < PICTURE_LIMIT
     assert pictures(result.trials(), result.best(), result.winner_trades()) == drawn
 
 

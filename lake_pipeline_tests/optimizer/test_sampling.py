@@ -33,6 +33,20 @@ def test_random_points_fill_the_space_evenly():
         assert min(quarters) > 0.8 * 3000 / 4
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_random_points_leave_fewer_gaps_than_chance(seed):
+    """Of 10 x 10 cells a hundred points of chance leave 37 empty."""
+    points = make_sampler("random", SPACE, 100, seed).ask(100)
+    assert len({(tp * 10 // 201, sl * 10 // 31) for tp, sl in points}) > 70
+
+
+def test_a_random_search_of_all_there_is_has_every_point_once():
+    for ranges in ({"tp": "2:3:.1", "sl": ".3:.6:.01", "trail_distance": "none,.1"}, {"tp": "2,3"}, {"tp": "2"}):
+        space = SearchSpace.of(ranges, {})
+        points = make_sampler("random", space, space.size, 1).ask(space.size)
+        assert sorted(points) == [space.point(place) for place in range(space.size)]
+
+
 def test_a_grid_has_every_point_in_order():
     assert make_sampler("grid", SPACE, None, 0).ask(10**6) == [SPACE.point(place) for place in range(SPACE.size)]
 
@@ -63,7 +77,7 @@ def test_tpe_repeats_itself_and_climbs():
 
 def test_only_tpe_loads_optuna():
     for name, loaded in (("random", False), ("grid", False), ("tpe", True)):
-        trials = None if name == "grid" else 100
+        trials = None if name == "grid" else 50
         code = (
             "import sys; from lake_pipeline.optimizer import results; "
             "from lake_pipeline.optimizer.sampling import make_sampler; "
