@@ -154,7 +154,12 @@ class Run:
                 return f"{entry.path} is missing"
             if not hashes:
                 continue
-            found = hash_file(self.store, entry.path)
+            try:
+                found = hash_file(self.store, entry.path)
+            except StoreError:
+                if self.store.exists(entry.path):
+                    raise
+                return f"{entry.path} is missing"
             if (found.bytes, found.sha256) != (entry.bytes, entry.sha256):
                 return f"{entry.path} has other content than its receipt says"
         return None

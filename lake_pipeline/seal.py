@@ -149,7 +149,8 @@ def seal_run(
                 run.record.source["table"],
             )
         _refuse_foreign_files(run, manifest)
-        run.store.settle(layout.RECEIPTS)
+        for folder in (*layout.FOLDERS, *([layout.slices_folder(run.spec)] if manifest.total_files else [])):
+            run.store.settle(folder)
         _write_checksums(run, manifest)
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
         if not run.store.exists(layout.RUN_RECORD):

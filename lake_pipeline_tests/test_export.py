@@ -9,7 +9,7 @@ import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import duckdb
 import pandas as pd
@@ -458,7 +458,7 @@ def test_a_receipt_that_cannot_be_read_is_not_taken_for_a_damaged_one(
                 raise StoreError("cannot read it: the disk reported an I/O error")
             return super().read(name)
 
-    run = replace(exported, store=Unreadable(exported.store.root))  # type: ignore[attr-defined]
+    run = replace(exported, store=Unreadable(exported.store.root))
     before = exported.store.read(path)
     for action in (lambda: export_buckets(run, market_source), lambda: seal_run(run), lambda: cover_run(run)):
         with pytest.raises(StoreError, match="I/O error"):
@@ -467,18 +467,25 @@ def test_a_receipt_that_cannot_be_read_is_not_taken_for_a_damaged_one(
     assert not exported.sealed
 
 
-def test_a_receipt_that_goes_while_it_is_looked_at_is_missing(exported: Run) -> None:
+def test_what_goes_while_it_is_looked_at_is_missing(exported: Run, market: Market) -> None:
     """As when another process clears what an interrupted attempt left."""
-    path = layout.receipt_path("00")
+    bucket = market.buckets[0]
+    receipt, part = layout.receipt_path(bucket), layout.part_path(MARKET_SPEC, bucket, 0)
 
     class Going(LocalStore):
         def read(self, name: str) -> bytes:
-            if name == path:
-                self.delete(path)
+            if name == receipt and not self.exists(part):
+                self.delete(receipt)
             return super().read(name)
 
-    run = replace(exported, store=Going(exported.store.root))  # type: ignore[attr-defined]
-    assert run.bucket_state("00").problem == "missing"
+        def open(self, name: str) -> BinaryIO:
+            if name == part:
+                self.delete(part)
+            return super().open(name)
+
+    run = replace(exported, store=Going(exported.store.root))
+    assert run.bucket_states([bucket])[0].problem == f"{part} is missing"
+    assert run.bucket_states([bucket])[0].problem == "missing"
 
 
 def test_a_snapshot_that_is_slow_writes_nothing_into_a_run_that_was_sealed_meanwhile(

@@ -133,10 +133,19 @@ class SliceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            if self._pending_rows:
-                self._emit(self._take(self._pending_rows))
-            self._close_part()
-        elif self._part:
+            try:
+                if self._pending_rows:
+                    self._emit(self._take(self._pending_rows))
+                self._close_part()
+            except BaseException as late:
+                self._abandon(type(late), late, late.__traceback__)
+                raise
+        else:
+            self._abandon(kind, error, trace)
+
+    def _abandon(self, kind: type[BaseException] | None, error: BaseException, trace: TracebackType | None) -> None:
+        """Let the open part, if any, see the error: its store removes what was written and says what went wrong."""
+        if self._part:
             self._part.__exit__(kind, error, trace)
 
     def write(self, table: pa.Table) -> None:
@@ -180,7 +189,7 @@ class SliceWriter:
     def _emit(self, table: pa.Table) -> None:
         """Write one row group, opening a part if none is open."""
         if self._part is None:
-            part = contextlib.ExitStack()
+            self._part = part = contextlib.ExitStack()
             self._sink = part.enter_context(self._store.writer(part_path(self._spec, self._bucket, len(self.files))))
             compression = self._spec.compression
             self._writer = part.enter_context(
@@ -193,7 +202,6 @@ class SliceWriter:
                 )
             )
             self._writer.add_key_value_metadata(_FOOTER)
-            self._part = part
             self._rows, self._range = 0, []
         self._writer.write_table(table, row_group_size=table.num_rows)
         self._rows += table.num_rows

@@ -121,7 +121,7 @@ class Store(Protocol):
         """
 
     def settle(self, folder: str) -> None:
-        """Let no crash take away a file that is complete in this folder."""
+        """Let no crash take away a file that is complete in this folder, nor the folder itself."""
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there. Never for anything sealed."""
@@ -247,9 +247,19 @@ class LocalStore:
             self._publish(file, temporary, path, settled=settled)
 
     def settle(self, folder: str) -> None:
-        """Sync the folder: its files are synced when they get their names."""
-        with explained("write", self._path(folder)):
-            _sync_folder(self._path(folder))
+        """Sync the folder and those it is in: files are synced when they get their names.
+
+        Whoever made one of them may have been killed before the name was synced.
+        """
+        path = self._path(folder).absolute()
+        with explained("write", path):
+            for each in (path, *path.parents):
+                try:
+                    _sync_folder(each)
+                except OSError as error:
+                    # Above the store are folders that were there before, and that others may not even open.
+                    if error.errno == errno.EIO or each.is_relative_to(self.root.absolute()):
+                        raise
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there."""

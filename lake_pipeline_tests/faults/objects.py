@@ -147,7 +147,7 @@ def _exported(scenario: Scenario, handler: Callable[[int], Handler]) -> tuple[St
 
 
 def _points(scenario: Scenario) -> list[Point]:
-    """Before each request reaches the store and, where it changes something, after it did and before the answer."""
+    """Before the first request, and after each that changed something, before its answer: that is before the next."""
     recording = scenario.folder / "requests.pickle"
     for path in sorted(path for path in scenario.base.rglob("*") if path.is_file()):
         name = path.relative_to(scenario.base).as_posix()
@@ -174,7 +174,7 @@ def _points(scenario: Scenario) -> list[Point]:
         raise RuntimeError("the undisturbed export to the object store failed")
     points = []
     for number, method, path in pickle.loads(recording.read_bytes()):
-        for when in ("before", "after") if method in _CHANGES else ("before",):
+        for when in [*["before"][number:], *(["after"] if method in _CHANGES else [])]:
             family = (method, re.sub(r"mint_bucket=[0-9a-f]{2}|part-\d+|lake-tmp-[0-9a-f]+", "*", path), when)
             points.append(Point(f"kill {when} request {number}: {method} {path}", family, (number, when)))
     return points

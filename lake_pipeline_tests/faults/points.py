@@ -15,6 +15,9 @@ from lake_pipeline_tests.faults.scenario import Outcome, Scenario
 
 __all__ = ["Point", "Suite", "sample", "trials"]
 
+# A point takes a second or, of the slow ones, minutes. One that takes so long on a loaded machine hangs.
+_LONGEST_S = 3600
+
 
 @dataclass(frozen=True)
 class Point:
@@ -64,8 +67,11 @@ def trials(
                 pid = os.fork()
                 if pid == 0:
                     _try(scenario, suite, batch, result)
+                with suppress(OSError):  # as the process itself does, whoever is first
+                    os.setpgid(pid, pid)
                 running[pid] = suite, batch, result
             pid, _ = os.wait()
+            _kill_group(pid)
             suite, batch, result = running.pop(pid)
             lines = result.read_text().splitlines() if result.exists() else []
             result.unlink(missing_ok=True)
@@ -75,9 +81,14 @@ def trials(
                 yield suite, point, outcome
     finally:
         for pid in running:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
             os.waitpid(pid, 0)
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the process of a trial, if it is there, and what it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _batches(points: Sequence[tuple[Suite, Point]]) -> Iterator[tuple[Suite, list[Point]]]:
@@ -94,8 +105,10 @@ def _try(scenario: Scenario, suite: Suite, batch: Sequence[Point], result: Path)
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.setpgrp()
         with result.open("w", buffering=1) as file:
             for point in batch:
+                signal.alarm(_LONGEST_S)
                 try:
                     outcome = suite.attempt(scenario, point)
                 except BaseException as error:

@@ -247,6 +247,22 @@ class Scenario:
         said.unlink(missing_ok=True)
         return status, text, ours
 
+    def recorded(self, root: Path) -> list[Step]:
+        """Export in a child and return the steps it took."""
+        found = root.with_suffix(".steps")
+
+        def record() -> None:
+            steps: list[Step] = []
+            with intercepted(root, recorder(steps)):
+                export(root, self.alerts, self.source)
+            found.write_bytes(pickle.dumps(steps))
+
+        if in_child(record):
+            raise RuntimeError("the export failed")
+        steps: list[Step] = pickle.loads(found.read_bytes())
+        found.unlink()
+        return steps
+
     def judge(self, root: Path) -> Outcome:
         """`judged` of a folder as it was left behind. What is left the same, byte for byte, is judged once."""
         folder = root / layout.run_folder(RUN_ID)

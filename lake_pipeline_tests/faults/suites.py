@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lake_pipeline.io.store import LocalStore
+from lake_pipeline.io.store import TEMPORARY_PREFIX, LocalStore
 from lake_pipeline.verify import verify_run
 from lake_pipeline_tests.faults import memory
 from lake_pipeline_tests.faults.objects import OBJECTS
@@ -43,9 +43,11 @@ _THREADED_EVERY = 20
 
 
 def _kill_points(scenario: Scenario) -> list[Point]:
-    points = []
+    """In the middle of each write and after each step, which is before the next."""
+    first = scenario.steps[0]
+    points = [Point(f"kill before {first.kind} {first.path}", (*first.family, "before"), (first.number, "before", 1))]
     for step in scenario.steps:
-        for when in ("before", "during", "after") if step.kind == "write" else ("before", "after"):
+        for when in ("during", "after") if step.kind == "write" else ("after",):
             points.append(Point(f"kill {when} {step.kind} {step.path}", (*step.family, when), (step.number, when, 1)))
     for number in range(0, len(scenario.steps), _THREADED_EVERY):
         points.append(Point(f"kill {_THREADS} threads at step {number}", ("threads",), (number, "before", _THREADS)))
@@ -200,6 +202,58 @@ def _clock(scenario: Scenario, point: Point) -> Outcome:
     return outcome
 
 
+# --- power ------------------------------------------------------------------------------------------------------------
+
+_NAMES = ("mkdir", "link", "rename")
+
+
+def _power_points(scenario: Scenario) -> list[Point]:
+    """After each kind of step that gives a name the process is killed; and once nothing happens."""
+    named = [step for step in _representatives(scenario.steps) if step.kind in _NAMES]
+    return [Point("nothing is left unsynced", ("power",), (None,))] + [
+        Point(
+            f"nothing is left unsynced after a kill at {step.kind} {step.path}", ("power", *step.family), (step.number,)
+        )
+        for step in named
+    ]
+
+
+def _power(scenario: Scenario, point: Point) -> Outcome:
+    """What a process leaves behind may never have been synced: whoever goes on must see to it before the seal."""
+    (number,) = point.details
+    root = scenario.lake(f"power-{number}")
+    before = [] if number is None else scenario.steps[: number + 1]
+    if before:
+        scenario.disturbed(root, killer(before[-1].number, "after"))
+    steps = scenario.recorded(root)
+    outcome = _judged(scenario, root)
+    outcome.other += unsynced([*before, *steps])
+    return outcome
+
+
+def unsynced(steps: Sequence[Step]) -> list[str]:
+    """What of a run a power loss just after its seal could take although the seal stays."""
+    names: set[str] = set()
+    contents: set[str] = set()
+    for step in steps:
+        folder, _, name = step.path.rpartition("/")
+        if step.kind in ("open", "write"):
+            contents.add(step.path)
+        elif step.kind in _NAMES:
+            if name == "manifest.json":
+                break
+            if step.kind != "mkdir" and f"{folder}/{TEMPORARY_PREFIX}" in contents:
+                return [f"{step.path} got its name before its content was synced"]
+            names.add(step.path)
+        elif step.kind == "fsync":
+            contents.discard(step.path)
+            names = {each for each in names if each.rpartition("/")[0] != step.path}
+        elif step.kind == "unlink":
+            names.discard(step.path)
+            contents.discard(step.path)
+    return [f"the name {each} was not synced before the seal" for each in sorted(names)]
+
+
 # --- tampering -------------------------------------------------------------------------------------------------------
 
 FLIPS = 500
@@ -301,6 +355,7 @@ ERRORS = Suite("I/O errors", _error_points, _error)
 VANISHED = Suite("vanished folders", _vanish_points, _vanish)
 CLOCKS = Suite("clocks", _clock_points, _clock)
 MEMORY = Suite("memory", _memory_points, _memory, slow=True)
+POWER = Suite("power loss", _power_points, _power)
 LOOKS = Suite("errors while looking", _look_points, _look)
 FLIPPED = Suite("flipped bytes", _flip_points, _flip)
-SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, FLIPPED, SERVER, READERS, MEMORY, OBJECTS)
+SUITES = (KILLS, ERRORS, LOOKS, VANISHED, CLOCKS, POWER, FLIPPED, SERVER, READERS, MEMORY, OBJECTS)

@@ -75,11 +75,18 @@ verify._Checker.hashes = hashes
 """
 
 
+_FORGETS_A_SYNC = """
+from lake_pipeline.io.store import LocalStore
+LocalStore.settle = lambda self, folder: None
+"""
+
+
 @pytest.mark.parametrize(
     ("suite", "broken"),
     [
         pytest.param("kill", _WRITES_IN_PLACE, id="a store that writes in place"),
         pytest.param("errors while looking", _TRUSTS_RECEIPTS, id="errors of the system that pass through"),
+        pytest.param("power loss", _FORGETS_A_SYNC, id="a store that does not sync a folder"),
         pytest.param("flipped bytes", _FORGETS_CHECKS, id="a verification without hashes"),
         pytest.param("object store", _PUTS_IN_TWO_GOES, id="a store that puts an object twice"),
         pytest.param("server", _NEVER_ASKS_AGAIN, id="a source that does not try again"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import random
@@ -17,7 +18,7 @@ from lake_pipeline.core.schemas import ALERTS_SCHEMA, SLICE_SCHEMA
 from lake_pipeline.core.spec import RunSpec
 from lake_pipeline.errors import StoreError
 from lake_pipeline.io.parquet import ROW_GROUP_ROWS, SliceWriter, read_table, table_bytes, write_table
-from lake_pipeline.io.store import LocalStore, hash_file
+from lake_pipeline.io.store import LocalStore, Sink, hash_file
 from lake_pipeline_tests.candles_for_tests import T0_MS
 
 SPEC = RunSpec("1m", "pre2_post3", target_file_mb=1)
@@ -195,6 +196,26 @@ def test_row_groups_are_bounded(tmp_path: Path) -> None:
     [entry] = write(tmp_path, [slices({"a": ROW_GROUP_ROWS + 10}, noisy=False)], RunSpec("1m", "pre2_post3"))
     metadata = pq.ParquetFile(tmp_path / entry.path).metadata
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [ROW_GROUP_ROWS, 10]
+
+
+@pytest.mark.parametrize("good", range(4))
+@pytest.mark.parametrize("rows", [10, 60_000], ids=["at the end", "on the way"])
+def test_a_disk_that_is_full_is_said_to_be_whenever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, good: int
+) -> None:
+    """Opening a part writes, and so does closing it."""
+    written = itertools.count()
+    write_whole = Sink.write
+
+    def write_until_full(sink: Sink, data: object) -> int:
+        if next(written) >= good:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_whole(sink, data)
+
+    monkeypatch.setattr(Sink, "write", write_until_full)
+    with pytest.raises(StoreError, match=r"cannot write .*/part-0000\.parquet: the disk is full"):
+        write(tmp_path, [slices({"m": rows})])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_failure_while_writing_leaves_the_open_part_nowhere(tmp_path: Path) -> None:
