@@ -63,6 +63,17 @@ def test_every_page_is_there_and_within_reach_of_the_first(site: Path) -> None:
     assert pages <= reached
 
 
+def test_every_picture_is_small_and_shown_on_a_page(site: Path) -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "docs").rglob("*.md"))
+    pictures = [path for path in (PROJECT / "docs").rglob("*") if path.suffix in (".png", ".svg")]
+    assert pictures
+    for picture in pictures:
+        name = picture.relative_to(PROJECT / "docs").as_posix()
+        assert f"({name})" in pages, name
+        assert (site / name).exists()
+        assert picture.stat().st_size < 150_000, name
+
+
 def test_no_page_asks_another_host_for_anything(site: Path) -> None:
     for path in site.rglob("*.html"):
         page = _Requests()

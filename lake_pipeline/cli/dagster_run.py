@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_export_job"]
 
-# Under this tag the UI lists a run on its job's page and in the timeline; the name of the location is workspace.yaml's.
+# By this tag the UI lists a run on the page of its job; the name of the location is that of workspace.yaml.
 _IN_THE_UI: Final = {".dagster/repository": "__repository__@lake_pipeline"}
 
 

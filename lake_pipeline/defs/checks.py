@@ -19,7 +19,15 @@ from lake_pipeline.limits import Limits
 from lake_pipeline.run import Run
 from lake_pipeline.seal import CoverageResult, SealResult
 
-__all__ = ["check_specs", "coverage_checks", "log_failed", "refused_seal", "seal_checks", "snapshot_checks"]
+__all__ = [
+    "check_specs",
+    "coverage_checks",
+    "log_failed",
+    "refused_seal",
+    "seal_checks",
+    "search_checks",
+    "snapshot_checks",
+]
 
 _CHECKS: Final[Mapping[str, Mapping[str, str]]] = {
     "alerts": {
@@ -35,6 +43,9 @@ _CHECKS: Final[Mapping[str, Mapping[str, str]]] = {
         "seal_verifies": "Every file of the run is there, accounted for, and as it was sealed.",
         "ledger_balances": "Every row of the source was written, a duplicate, rejected or outside the kept windows.",
         "rejected_candles": "The share of source rows that fail the sanity rules is at most `max_rejected_candles`.",
+    },
+    "optimization": {
+        "searched": "The alerts could be split into train and test periods, so that there was something to search.",
     },
 }
 _HOUR_MS: Final = 3_600_000
@@ -100,6 +111,18 @@ def seal_checks(result: SealResult, limits: Limits) -> list[dg.AssetCheckResult]
 def refused_seal(error: LakeError) -> dg.AssetCheckResult:
     """The check of a seal that was refused, or that is broken; the step fails as well."""
     return dg.AssetCheckResult(check_name="seal_verifies", passed=False, description=str(error))
+
+
+def search_checks(problem: str | None = None) -> list[dg.AssetCheckResult]:
+    """Of the asset `optimization`; `problem` says why nothing was searched."""
+    return [
+        dg.AssetCheckResult(
+            check_name="searched",
+            passed=problem is None,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=problem and f"nothing was searched: {problem}",
+        )
+    ]
 
 
 def log_failed(context: dg.AssetExecutionContext, results: list[dg.AssetCheckResult]) -> list[dg.AssetCheckResult]:

@@ -70,6 +70,7 @@ def test_the_job_searches_a_sealed_run_and_shows_the_winner_with_pictures(materi
     assert materialise(LAKE).success
     result = definitions.resolve_job_def(OPTIMIZE_JOB).execute_in_process(run_config=config)
     assert {event.step_key for event in result.all_events if event.is_step_success} == set(OPTIMIZE)
+    assert [each.passed for each in result.get_asset_check_evaluations()] == [True]
     shown = metadata_of(result)
     rows = pq.read_table(shown["dagster/uri"]).to_pylist()
     assert shown["dagster/row_count"] == len(rows) == 40
@@ -91,7 +92,7 @@ def test_the_job_searches_a_sealed_run_and_shows_the_winner_with_pictures(materi
     assert 40 < other["trials_on_run"] <= 80
 
 
-def test_alerts_that_cannot_be_split_leave_it_unmaterialised_unless_a_split_was_asked_for(
+def test_alerts_that_cannot_be_split_are_a_warning_unless_a_split_was_asked_for(
     engine, engine_root, table, tmp_path, config, materialise
 ):
     """The whole graph of a first day's alerts is no failure, and no result either."""
@@ -105,7 +106,10 @@ def test_alerts_that_cannot_be_split_leave_it_unmaterialised_unless_a_split_was_
     }
     result = materialise([*LAKE, *OPTIMIZE], **day)
     assert result.success
-    assert not result.asset_materializations_for_node("optimization")
+    assert metadata_of(result) == {"dagster/row_count": 0, "run_id": f"run-{table}-day", "trials_evaluated": 0}
+    (warned,) = [each for each in result.get_asset_check_evaluations() if not each.passed]
+    assert (warned.check_name, warned.severity) == ("searched", dg.AssetCheckSeverity.WARN)
+    assert "nothing was searched: " in warned.description
     refused = failure(materialise(OPTIMIZE, optimizer_settings={"train_days": 2}), "optimization")
     assert "give shorter periods or fewer folds" in refused.description
     assert refused.metadata["error"].value == "NothingToSplit"

@@ -2,12 +2,14 @@
 
 Run by `make test-ui`, which installs what it needs. Everything is real: the project's own Makefile in a copy of the
 project, Dagster's webserver and daemon, the embedded engine. Every wait has an end. Screenshots go to the folder
-SCREENSHOTS, by default `.screenshots`; where a test fails, `failed.png` is what the browser showed.
+SCREENSHOTS, by default `.screenshots`; docs/images has those that docs/getting_started.md shows. Where a test fails,
+`failed.png` is what the browser showed.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -25,6 +27,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lake_pipeline import open_run
+from lake_pipeline_tests.defs.dagster_server import DagsterServer
+from lake_pipeline_tests.defs.test_lake_assets import BACKTEST, LAKE, OPTIMIZE
 from lake_pipeline_tests.test_docs import PROJECT, copy_of_the_project
 
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS") or PROJECT / ".screenshots").absolute()
@@ -94,6 +98,7 @@ def chromium() -> Iterator[Browser]:
     """Chromium as the system has it: Playwright downloads none."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert found, f"none of {', '.join(BROWSERS)} is on PATH: `make test-ui` installs Debian's"
+    expect.set_options(timeout=CLICK_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, timeout=CLICK_MS)
         yield browser
@@ -121,44 +126,57 @@ _HIDE_PATHS = """folder => {
 
 
 def save(page: Page, name: str, project: Path | None = None) -> None:
-    """A screenshot, with few enough colours to be small in a repository."""
+    """A screenshot in 256 colours, to be small in a repository."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)  # for what moves to have come to rest
     if project:
         page.evaluate(_HIDE_PATHS, str(project))
     with Image.open(io.BytesIO(page.screenshot())) as image:
-        few = image.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     few.save(SCREENSHOTS / f"{name}.png", optimize=True)
 
 
 def shows(page: Page, text: str | re.Pattern[str]) -> None:
-    expect(page.get_by_text(text).first).to_be_visible(timeout=CLICK_MS)
+    expect(page.get_by_text(text).first).to_be_visible()
 
 
-def test_the_first_page_and_the_graph_show_the_demo(page: Page) -> None:
+def test_the_graph_shows_the_assets_of_all_groups(page: Page) -> None:
     page.goto("/")
     page.get_by_role("link", name="Lineage").click()
     shows(page, "Global asset lineage")
     shows(page, "backtest")
     page.wait_for_timeout(1000)
     page.keyboard.press("Alt+e")  # opens the groups
-    for asset in ("alerts", "candles", "coverage", "manifest", "baseline", "trades"):
+    for asset in (*LAKE, *BACKTEST, *OPTIMIZE):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
-    save(page, "lineage")
+
+
+def test_the_group_of_the_lake_shows_materialisations_and_checks(page: Page) -> None:
+    page.set_viewport_size({"width": 1360, "height": 520})
+    page.goto("/locations/lake_pipeline/asset-groups/lake/lineage")
+    page.get_by_text("Hide navigation").click()
+    page.reload()  # the graph makes use of the room
+    shows(page, "100% filled")
+    shows(page, "1 / 1 Passed")
+    expect(page.get_by_text("3 / 3 Passed")).to_have_count(2)
+    save(page, "lake")
 
 
 def test_a_run_is_launched_from_the_launchpad_as_it_opens_and_succeeds(page: Page, project: Path) -> None:
-    page.goto("/locations/lake_pipeline/jobs/export_run/playground")
+    page.set_viewport_size({"width": 1360, "height": 640})
+    page.goto("/jobs")
+    page.get_by_role("link", name="export_run").click()
+    shows(page, "Latest run:")  # that of make demo
+    page.get_by_role("link", name="Open the Launchpad").click()
     shows(page, "examples/alerts.csv")
-    launch = page.get_by_role("button", name="Launch run")
+    launch = page.get_by_role("button", name="Launch Run")
     expect(launch).to_be_enabled()
     save(page, "launchpad")
     launch.click()
     page.wait_for_url(re.compile(r"/runs/[0-9a-f-]{36}"))
     shows(page, "manifest")
     expect(page.get_by_text(re.compile(r"^(Success|Failure)$")).first).to_be_visible(timeout=RUN_MS)
-    save(page, "run", project)
     expect(page.get_by_text("Success", exact=True).first).to_be_visible()
     sealed = [path.name.removeprefix("run_id=") for path in (project / "data/lake/runs").iterdir()]
     (launched,) = {run_id for run_id in sealed if run_id != "demo"}
@@ -178,9 +196,22 @@ def test_coverage_shows_its_heat_map_and_figures(page: Page, project: Path) -> N
     save(page, "coverage", project)
 
 
-def test_candles_show_their_256_buckets_and_the_figures_of_each(page: Page, project: Path) -> None:
+def test_candles_show_their_256_buckets_and_the_figures_of_each(page: Page) -> None:
     page.goto("/assets/candles?view=partitions")
     shows(page, "Materialized (256)")
     page.get_by_text("0d", exact=True).first.click()
     shows(page, "duplicates")
-    save(page, "candles", project)
+
+
+def test_a_figure_beyond_its_limit_is_a_failed_check(page: Page, ui: str) -> None:
+    server = DagsterServer(ui)
+    settings = {"lake_run": {"config": {"run_id": "demo"}}, "check_settings": {"config": {"min_filled_share": 0.95}}}
+    run = server.launch("export_run", json.dumps({"resources": settings}), assets=("coverage",))
+    assert server.finished(run)["status"] == "SUCCESS"
+    page.set_viewport_size({"width": 1360, "height": 600})
+    page.goto("/assets/coverage?view=checks&checkDetail=filled_share")
+    page.get_by_text("Hide navigation").click()
+    shows(page, "The share of candle slots that hold a candle is at least")
+    shows(page, "filled_share is 0.9115; min_filled_share is 0.95")
+    expect(page.get_by_text("Succeeded")).to_have_count(2)
+    save(page, "checks")

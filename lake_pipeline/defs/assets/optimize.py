@@ -1,11 +1,10 @@
 """Group `optimize`: optimization, the search over the exits of a sealed run."""
 
-from collections.abc import Iterator
 from typing import Final
 
 import dagster as dg
 
-from lake_pipeline.defs import metadata
+from lake_pipeline.defs import checks, metadata
 from lake_pipeline.defs.assets.lake import reads
 from lake_pipeline.defs.failures import as_failure, interruptible
 from lake_pipeline.defs.resources import (
@@ -28,9 +27,9 @@ def build_optimize_assets() -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         kinds={"parquet"},
         tags=reads("sealed-run"),
+        check_specs=checks.check_specs("optimization"),
         deps=["manifest"],
         backfill_policy=dg.BackfillPolicy.single_run(),
-        output_required=False,
     )
     def optimization(
         context: dg.AssetExecutionContext,
@@ -39,13 +38,13 @@ def build_optimize_assets() -> list[dg.AssetsDefinition]:
         candle_source: CandleSourceResource,
         baseline_settings: BaselineResource,
         optimizer_settings: OptimizerResource,
-    ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         """Trials of exits chosen on train alerts, every one kept, and the winner with what speaks against it.
 
         - **Reads** a sealed run, and nothing else: every number can be replayed from its files.
         - **Writes** `trials.parquet`, `best.json`, `winner_trades.parquet` and pictures in
           `results/run_id=.../optimize=<key>`. Where the alerts are too few or too close together to be split, and no
-          lengths of train and test periods were asked for, it warns and is not materialised (docs/optimizer.md).
+          lengths of train and test periods were asked for, it writes nothing and its check warns.
         - **Fails** on a run that is not sealed or is not what was sealed, on a stored result that was edited, and when
           no alert is selected. Computed once for the same run, settings and code; found after that.
         """
@@ -71,11 +70,14 @@ def build_optimize_assets() -> list[dg.AssetsDefinition]:
             except NothingToSplit as error:
                 if search.split.fixed or search.split.folds > 1:
                     raise
-                context.log.warning(f"no search: {error}")
-                return
+                # A materialisation all the same: without, a backfill of the whole graph would count as failed.
+                return dg.MaterializeResult(
+                    metadata={"dagster/row_count": 0, "run_id": run.run_id, "trials_evaluated": 0},
+                    check_results=checks.log_failed(context, checks.search_checks(str(error))),
+                )
             pictures = pictures_result(store, run, result, threads=threads)
             shown = metadata.optimization_metadata(result, result.report(store, run), pictures, run.run_id)
         context.log.info(f"optimize {result.key} {'computed' if result.created else 'found'}: {result.store.uri}")
-        yield dg.MaterializeResult(metadata=shown)
+        return dg.MaterializeResult(metadata=shown, check_results=checks.search_checks())
 
     return [optimization]
