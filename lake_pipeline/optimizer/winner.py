@@ -91,7 +91,7 @@ def report_winner(
     reports, tables = [], []
     for fold in folds:
         own = trials.filter(pc.equal(trials.column("fold"), fold.number))
-        ranked = _ranked(own)
+        ranked = _ranked(own, config.top)
         report: dict[str, Any] = {
             "fold": fold.number,
             **{name: _iso(getattr(fold, name)) for name in ("train_from", "test_from", "test_to")},
@@ -121,7 +121,7 @@ def report_winner(
         document["winner"] = {
             **reports[-1]["winner"],
             "plateau": examiner.plateau(ranked[0], strategy, fold),
-            "lanes": examiner.lanes(ranked[: config.top], fold),
+            "lanes": examiner.lanes(ranked, fold),
             "latency": examiner.latency(strategy, fold),
             "range_edges": _range_edges(strategy, config.space),
         }
@@ -204,14 +204,14 @@ def why_no_winner(report: Mapping[str, Any]) -> str:
     )
 
 
-def _ranked(trials: pa.Table) -> list[dict[str, Any]]:
-    """The rows that may be chosen, different strategies only, best first."""
+def _ranked(trials: pa.Table, most: int) -> list[dict[str, Any]]:
+    """The first rows that may be chosen, different strategies only, best first."""
     passed = pc.and_(pc.is_null(trials.column("failed_gates")), pc.is_valid(trials.column("objective")))
     ordered = trials.filter(passed).sort_by([("objective", "descending"), ("trial", "ascending")])
     first: dict[str, int] = {}
     for number, trial_id in enumerate(ordered.column("trial_id").to_pylist()):
         first.setdefault(trial_id, number)
-    rows: list[dict[str, Any]] = ordered.take(pa.array(list(first.values()), pa.int64())).to_pylist()
+    rows: list[dict[str, Any]] = ordered.take(pa.array(list(first.values())[:most], pa.int64())).to_pylist()
     return rows
 
 

@@ -90,6 +90,9 @@ def test_the_job_searches_a_sealed_run_and_shows_the_winner_with_pictures(materi
     other = metadata_of(materialise(OPTIMIZE, optimizer_settings={"seed": 1}))
     assert other["result_key"] != shown["result_key"]
     assert 40 < other["trials_on_run"] <= 80
+    none = metadata_of(materialise(OPTIMIZE, optimizer_settings={"gates": "min_trades=5000"}))
+    assert none["winner"].startswith("none: no trial passes the gates: of 40 trials")
+    assert none["heatmap"].startswith("![](data:image/png")
 
 
 def test_alerts_that_cannot_be_split_are_a_warning_unless_a_split_was_asked_for(
