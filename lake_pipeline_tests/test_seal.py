@@ -188,7 +188,7 @@ def test_a_folder_that_vanishes_before_the_seal_is_not_sealed_empty(
 
     cover_run(exported)
     monkeypatch.setattr(LocalStore, "settle", vanish)
-    with pytest.raises(StoreError, match="vanished while run plain was sealed"):
+    with pytest.raises(StoreError, match="vanished while run plain was at work in it"):
         seal_run(exported)
     assert not (folder_of(exported) / "manifest.json").exists()
 
