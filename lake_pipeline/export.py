@@ -163,15 +163,16 @@ def snapshot_alerts(
             created = False
     run = load_run(lake, record.run_id)
     run.require_same(record)
-    if not run.sealed:
-        with store.lock(exclusive=True):
-            if not run.sealed:
-                if not store.exists(layout.ALERTS):
-                    # The rejected rows first: once alerts.parquet is there, the snapshot is whole.
-                    if alerts.rejected.num_rows and not store.exists(layout.REJECTED_ALERTS):
-                        write_table(store, layout.REJECTED_ALERTS, alerts.rejected)
-                    write_table(store, layout.ALERTS, alerts.alerts)
-                append_event(store, "alerts", {**details, "rows_in": alerts.rows_in})
+    with store.lock(exclusive=True):
+        if not run.sealed:
+            # Who made run.json trusts no alerts that are there already: they are those of a folder that vanished.
+            if created or not store.exists(layout.ALERTS):
+                # The rejected rows first: once alerts.parquet is there, the snapshot is whole.
+                if alerts.rejected.num_rows and not store.exists(layout.REJECTED_ALERTS):
+                    write_table(store, layout.REJECTED_ALERTS, alerts.rejected)
+                write_table(store, layout.ALERTS, alerts.alerts)
+            run.require_folder()
+            append_event(store, "alerts", {**details, "rows_in": alerts.rows_in})
     run.alerts()
     _warn_of_other_rejects(run, alerts.rejected)
     return run, SnapshotResult(

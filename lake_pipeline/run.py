@@ -85,6 +85,14 @@ class Run:
         )
         _refuse_differences(self.record, wanted)
 
+    def require_folder(self) -> None:
+        """Raise StoreError when the run's folder has vanished: what was written since made one that is no run's."""
+        if not self.store.exists(layout.RUN_RECORD):
+            raise StoreError(
+                f"{self.store.uri} vanished while run {self.run_id} was at work in it: see what moved it, and export "
+                "again"
+            )
+
     def require_same(self, record: RunRecord) -> None:
         """Raise RunMismatch naming what differs when this run has another identity than `record`."""
         _refuse_differences(self.record, record)

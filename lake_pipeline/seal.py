@@ -153,11 +153,7 @@ def seal_run(
             run.store.settle(folder)
         _write_checksums(run, manifest)
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
-        if not run.store.exists(layout.RUN_RECORD):
-            # What was just written made a vanished folder anew: a manifest in it would seal nothing.
-            raise StoreError(
-                f"{run.store.uri} vanished while run {run.run_id} was sealed: see what moved it, and export again"
-            )
+        run.require_folder()  # a manifest in a new one would seal nothing
         try:
             run.store.create(layout.MANIFEST, manifest.to_bytes())
         except AlreadyExists:  # where there are no locks: another process was quicker

@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ from lake_pipeline.errors import BucketsFailed, ConfigError, RunError, RunMismat
 from lake_pipeline.export import BucketResult, export_buckets, identify_run, load_alerts, snapshot_alerts
 from lake_pipeline.io import layout
 from lake_pipeline.io.clickhouse import ClickHouseSource
-from lake_pipeline.io.store import LocalStore
+from lake_pipeline.io.store import LocalStore, Sink
 from lake_pipeline.run import Run, list_run_ids, load_run
 from lake_pipeline.seal import cover_run, seal_run
 from lake_pipeline.verify import verify_run
@@ -520,6 +521,33 @@ def test_a_snapshot_that_is_slow_writes_nothing_into_a_run_that_was_sealed_meanw
     snapshot_alerts(Slow(lake.root), record, normalised, {})
     quick.join()
     assert verify_run(load_run(lake, "slow").store, "slow").faults == []
+
+
+def test_a_folder_that_vanishes_during_the_snapshot_loses_no_rejected_alerts(
+    lake: LocalStore, sealed_lake: LocalStore, market: Market, market_source: ClickHouseSource, tmp_path: Path
+) -> None:
+    normalised = load_alerts(MARKET_SPEC, market.csv)
+    record = identify_run(MARKET_SPEC, normalised, market_source.identity(), "plain")
+
+    class Vanishing(LocalStore):
+        """The run's folder is moved away when its rejected alerts are there and its alerts are not yet."""
+
+        def sub(self, path: str) -> LocalStore:
+            return Vanishing(super().sub(path).root)
+
+        def writer(self, path: str, *, durable: bool = True) -> AbstractContextManager[Sink]:
+            if path == layout.ALERTS:
+                assert self.exists(layout.REJECTED_ALERTS)
+                self.root.rename(tmp_path / "gone")
+            return super().writer(path, durable=durable)
+
+    with pytest.raises(StoreError, match="vanished while run plain was at work in it"):
+        snapshot_alerts(Vanishing(lake.root), record, normalised, {})
+    run, result = snapshot_alerts(lake, record, normalised, {})
+    assert result.created
+    export_buckets(run, market_source)
+    seal(run)
+    assert run.manifest() == load_run(sealed_lake, "plain").manifest()
 
 
 @pytest.mark.parametrize("blocked", ["inputs/alerts.parquet", "inputs/rejected_alerts.parquet"])

@@ -22,7 +22,7 @@ from lake_pipeline.verify import verify_run
 from lake_pipeline_tests.faults import memory
 from lake_pipeline_tests.faults.objects import OBJECTS
 from lake_pipeline_tests.faults.points import Point, Suite
-from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario
+from lake_pipeline_tests.faults.scenario import RUN_ID, Outcome, Scenario, in_child
 from lake_pipeline_tests.faults.server import READERS, SERVER
 from lake_pipeline_tests.faults.steps import Handler, Step, failer, killer, surprise
 
@@ -309,10 +309,30 @@ def undetected(folder: Path, path: str, place: int, mask: int) -> str | None:
 
 
 def _memory_points(scenario: Scenario) -> list[Point]:
-    return [Point(f"a bucket ten times larger than {memory.ROOM_MB} MB", ("memory",), ())]
+    return [
+        Point(f"a bucket ten times larger than {memory.ROOM_MB} MB", ("bucket",), (_large_bucket,)),
+        Point(f"{memory.ALERTS:,} alerts", ("alerts",), (_many_alerts,)),
+    ]
 
 
 def _memory(scenario: Scenario, point: Point) -> Outcome:
+    (attempt,) = point.details
+    outcome: Outcome = attempt(scenario)
+    return outcome
+
+
+def _many_alerts(scenario: Scenario) -> Outcome:
+    """Very many alerts take memory in proportion to their number."""
+    path = scenario.folder / "many.parquet"
+    if in_child(lambda: memory.write_many_alerts(path, memory.ALERTS)):
+        raise RuntimeError("the alerts could not be written")
+    done = memory.load_within(path, memory.ALERTS)
+    path.unlink()
+    said = f"{memory.ALERTS} alerts\n"
+    return Outcome(other=[] if done.stdout == said else [f"not read within the limit: {done.stderr[-1000:]}"])
+
+
+def _large_bucket(scenario: Scenario) -> Outcome:
     """Within `max_rows_in_flight` the bucket is exported; without that bound the limit is met, so it is a limit."""
     folder = scenario.folder / "memory"
     alerts = memory.fill(folder)
