@@ -321,6 +321,8 @@ def test_every_command_explains_itself():
         "reproduce",
         "baseline",
         "strategy",
+        "optimizer",
+        "cache",
         "diff-results",
         "replay",
         "report",
