@@ -162,6 +162,16 @@ def main() -> None:
             f"records built for {few}": (lambda trials=trials: built().totals(trials, groups), few * alerts),
         })  # fmt: skip
 
+    def both_ways(name: str, trials: list[StrategyConfig]) -> None:
+        some = trials[:: len(trials) // SCANNED]
+        check(scan, records, some, groups)
+        bench.run({
+            f"{name}: scan, trades": (lambda: scan.outcomes(some), len(some) * alerts),
+            f"{name}: trades": (lambda: records.outcomes(trials), len(trials) * alerts),
+            f"{name}: scan, summary": (lambda: scan.totals(some, groups), len(some) * alerts),
+            f"{name}: summary": (lambda: records.totals(trials, groups), len(trials) * alerts),
+        })  # fmt: skip
+
     bars: list[tuple[str, str, str, float]] = []
     for where, near in (("near", True), ("far", False)):
         sets = {
@@ -171,14 +181,7 @@ def main() -> None:
         }
         for name, trials in sets.items():
             name = f"{name}, {where}"
-            some = trials[:: len(trials) // SCANNED]
-            check(scan, records, some, groups)
-            bench.run({
-                f"{name}: scan, trades": (lambda some=some: scan.outcomes(some), len(some) * alerts),
-                f"{name}: trades": (lambda trials=trials: records.outcomes(trials), len(trials) * alerts),
-                f"{name}: scan, summary": (lambda some=some: scan.totals(some, groups), len(some) * alerts),
-                f"{name}: summary": (lambda trials=trials: records.totals(trials, groups), len(trials) * alerts),
-            })  # fmt: skip
+            both_ways(name, trials)
             bars += [
                 (f"{name}: trades", f"{name}: scan, trades", "faster", 6),
                 (f"{name}: summary", f"{name}: scan, summary", "faster", 20),
@@ -190,14 +193,7 @@ def main() -> None:
         bars.append((f"100,000 random, {where}: summary", "", "ns a pair", 10))
     for name, exits in FAMILIES.items():
         trials = random_trials(1000, near=True, **exits)
-        some = trials[:: len(trials) // SCANNED]
-        check(scan, records, some, groups)
-        bench.run({
-            f"{name}: scan, trades": (lambda some=some: scan.outcomes(some), len(some) * alerts),
-            f"{name}: trades": (lambda trials=trials: records.outcomes(trials), len(trials) * alerts),
-            f"{name}: scan, summary": (lambda some=some: scan.totals(some, groups), len(some) * alerts),
-            f"{name}: summary": (lambda trials=trials: records.totals(trials, groups), len(trials) * alerts),
-        })  # fmt: skip
+        both_ways(name, trials)
         bars += [
             (f"{name}: trades", f"{name}: scan, trades", "faster", 4),
             (f"{name}: summary", f"{name}: scan, summary", "faster", 4),
