@@ -90,7 +90,7 @@ def test_everything_fires_under_a_daemon_and_a_restart_repeats_nothing(
     with home.daemon():
         home.until("a first tick", lambda: home.ticks("sealed_run_backtest"))
         run = {"alerts": str(tmp_path / f"{days[1]}.csv"), "run_id": "multi", **settings}
-        home.backfill(["candles"], run, source)
+        home.backfill(["alerts", "candles"], run, source)
         home.until("the multi_run backfill to be sealed", lambda: is_sealed("multi"))
         home.until("the nightly run to be sealed", lambda: any(is_sealed(f"nightly_{day}") for day in days))
         (good,) = home.until("the inbox", lambda: [r for r in home.runs(started_by="alerts_inbox") if r.is_success])
