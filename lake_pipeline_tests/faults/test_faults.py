@@ -93,8 +93,8 @@ LocalStore.settle = lambda self, folder: None
     ],
 )
 def test_a_package_that_breaks_its_promises_is_found_out(suite: str, broken: str) -> None:
-    # Of an object store only kills after the requests that write a record can tell: one of each family is tried.
-    sample = "22" if suite == "object store" else "8"
+    # Of these only kills within the writing of a record can tell: one point of each family is tried.
+    sample = {"kill": "63", "object store": "22"}.get(suite, "8")
     code, (_, *bad), said = faults("--suite", suite, "--sample", sample, broken=broken)
     assert code == 1, said
     assert any(bad)
