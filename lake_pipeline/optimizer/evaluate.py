@@ -292,9 +292,12 @@ def _segments(groups: BoolArray) -> tuple[list[Int64Array], BoolArray]:
     rows = np.flatnonzero(groups.any(axis=0))
     if len(rows) == 0:
         return [], np.zeros((len(groups), 0), np.bool_)
-    _, first, inverse = np.unique(groups[:, rows], axis=1, return_index=True, return_inverse=True)
+    code = np.zeros(len(rows), np.int64)
+    for member in groups[:, rows]:
+        code = np.unique(2 * code + member, return_inverse=True)[1]
+    _, first = np.unique(code, return_index=True)
     order = np.argsort(first)
-    segments = [rows[inverse.reshape(-1) == number] for number in order.tolist()]
+    segments = [rows[code == number] for number in order.tolist()]
     return segments, groups[:, rows[first[order]]]
 
 
