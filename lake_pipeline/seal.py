@@ -149,15 +149,16 @@ def seal_run(
                 run.record.source["table"],
             )
         _refuse_foreign_files(run, manifest)
-        for folder in (*layout.FOLDERS, *([layout.slices_folder(run.spec)] if manifest.total_files else [])):
-            run.store.settle(folder)
-        _write_checksums(run, manifest)
+        run.store.settle(*layout.FOLDERS, *([layout.slices_folder(run.spec)] if manifest.total_files else []))
+        data = manifest.to_bytes()
+        _write_checksums(run, manifest.checksums(data))
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})
         run.require_folder()  # a manifest in a new one would seal nothing
         try:
-            run.store.create(layout.MANIFEST, manifest.to_bytes())
+            run.store.create(layout.MANIFEST, data)
         except AlreadyExists:  # where there are no locks: another process was quicker
-            _write_checksums(run, run.manifest())  # ours may have been written over theirs
+            theirs = run.manifest()
+            _write_checksums(run, theirs.checksums(theirs.to_bytes()))  # ours may have been written over theirs
             return SealResult(require_verified(run, threads=threads), created=False)
     logger.info("run %s is sealed: content %s", run.run_id, manifest.content_sha256)
     return SealResult(manifest, created=True)
@@ -248,8 +249,7 @@ def _remove_unfinished(run: Run) -> list[str]:
     return [file.path for file in files if not file.temporary]
 
 
-def _write_checksums(run: Run, manifest: Manifest) -> None:
+def _write_checksums(run: Run, data: bytes) -> None:
     """SHA256SUMS over every sealed file, the manifest to come included. The caller holds the lock."""
-    data = manifest.checksums(manifest.to_bytes())
     if not run.store.exists(layout.CHECKSUMS) or run.store.read(layout.CHECKSUMS) != data:
         run.store.replace(layout.CHECKSUMS, data)

@@ -235,6 +235,7 @@ class _Checker:
         except LakeError as error:
             self.faults.append(str(error))
             return
+        spec = manifest.run_spec
         entries: dict[str, tuple[FileEntry, pa.Schema]] = {}
         schemas = {
             layout.ALERTS: ALERTS_SCHEMA,
@@ -261,13 +262,13 @@ class _Checker:
         self.faults += [
             f"{layout.receipt_path(receipt.mint_bucket)} lists other files than those of its bucket"
             for receipt in receipts
-            if not layout.is_of_bucket(receipt, manifest.run_spec)
+            if not layout.is_of_bucket(receipt, spec)
         ]
         self._rebuild(manifest, receipts, coverage)
         if self.faults:
             return
         self._outputs(manifest, receipts, tables)
-        plan = build_plan(alerts, manifest.run_spec)
+        plan = build_plan(alerts, spec)
         kept = coverage.column("kept").to_numpy(zero_copy_only=False)
         with ThreadPoolExecutor(threads) as pool:
             buckets = [receipt for receipt in receipts if receipt.files]

@@ -132,7 +132,7 @@ class ObjectStore:
         with self._explained("write", path):
             _settled(lambda: self._objects.put(self._key(path), data, mode="create", use_multipart=False))
 
-    def settle(self, folder: str) -> None:
+    def settle(self, *folders: str) -> None:
         """Nothing: what is put is durable."""
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:

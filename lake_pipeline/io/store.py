@@ -16,6 +16,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -120,8 +121,8 @@ class Store(Protocol):
         Not `settled`, a crash of the machine may take the file away, whole, until `settle` was called.
         """
 
-    def settle(self, folder: str) -> None:
-        """Let no crash take away a file that is complete in this folder, nor the folder itself."""
+    def settle(self, *folders: str) -> None:
+        """Let no crash take away a file that is complete in these folders, nor the folders themselves."""
 
     def replace(self, path: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file in place of any that is there. Never for anything sealed."""
@@ -246,14 +247,14 @@ class LocalStore:
             file.write(data)
             self._publish(file, temporary, path, settled=settled)
 
-    def settle(self, folder: str) -> None:
-        """Sync the folder and those it is in: files are synced when they get their names.
+    def settle(self, *folders: str) -> None:
+        """Sync the folders and those they are in, once each: files are synced when they get their names.
 
         Whoever made one of them may have been killed before the name was synced.
         """
-        path = self._path(folder).absolute()
-        with explained("write", path):
-            for each in (path, *path.parents):
+        paths = [self._path(folder).absolute() for folder in folders]
+        for each in dict.fromkeys(chain.from_iterable((path, *path.parents) for path in paths)):
+            with explained("write", each):
                 try:
                     _sync_folder(each)
                 except OSError as error:

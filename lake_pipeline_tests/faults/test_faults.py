@@ -77,7 +77,7 @@ verify._Checker.hashes = hashes
 
 _FORGETS_A_SYNC = """
 from lake_pipeline.io.store import LocalStore
-LocalStore.settle = lambda self, folder: None
+LocalStore.settle = lambda self, *folders: None
 """
 
 
