@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -23,7 +24,10 @@ __all__ = [
     "canonical_values",
     "check_integer",
     "check_number",
+    "format_number",
+    "format_tiers",
     "parse_tiers",
+    "strategy_options",
 ]
 
 FillMode = Literal["gap", "level"]
@@ -195,6 +199,33 @@ def parse_tiers(text: str) -> tuple[tuple[float, float], ...]:
         except ValueError:
             raise ConfigError(f"tier {part!r} is not of the form 2x:1.2 (multiple reached : stop multiple)") from None
     return tuple(tiers)
+
+
+def format_number(value: float) -> str:
+    """The shortest text that is this very number."""
+    return repr(value).removesuffix(".0")
+
+
+def format_tiers(tiers: Sequence[Sequence[float]]) -> str:
+    """A ladder as `parse_tiers` reads it, exactly; empty of none."""
+    return ",".join(f"{format_number(reached)}x:{format_number(stop)}" for reached, stop in tiers)
+
+
+def strategy_options(strategy: Mapping[str, Any]) -> str:
+    """The canonical values of a strategy as options of `lake strategy`: tp, sl, and what else is not the default."""
+    usual = canonical_values(StrategyConfig())
+    options = []
+    for name in usual:  # in the order of the fields: what was read from JSON has another
+        value = strategy[name]
+        if name in ("tp", "sl") or value != usual[name]:
+            options.append(f"--{name.replace('_', '-')} {_format_option(value)}")
+    return " ".join(options)
+
+
+def _format_option(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return format_number(value) if isinstance(value, float) else format_tiers(value)
 
 
 def check_number(

@@ -29,7 +29,7 @@ from lake_pipeline.cli.results import (
 
 if TYPE_CHECKING:
     from lake_pipeline.backtest.cache import Cache
-    from lake_pipeline.backtest.config import AlertSelection, StrategyConfig
+    from lake_pipeline.backtest.config import AlertSelection
     from lake_pipeline.optimizer.search import Progress
 
 __all__ = ["COMMANDS"]
@@ -159,45 +159,9 @@ def _caches_explained() -> Iterator[None]:
 def _best_so_far(state: Progress) -> str:
     if state.best is None or state.best_objective is None:
         return "none passes the gates yet"
-    return f"best {state.best_objective:.4f}: {_exits(_values(state.best))}"
+    from lake_pipeline.backtest.config import canonical_values, strategy_options
 
-
-def _values(strategy: StrategyConfig) -> dict[str, Any]:
-    from lake_pipeline.backtest.config import canonical_values
-
-    return canonical_values(strategy)
-
-
-def _exact(value: float) -> str:
-    """The shortest text that is this very number."""
-    return repr(value).removesuffix(".0")
-
-
-def _exits(strategy: Mapping[str, Any]) -> str:
-    """The exits of a strategy as options of `lake strategy`."""
-    options = [f"--{name} {'none' if strategy[name] is None else _exact(strategy[name])}" for name in ("tp", "sl")]
-    for name in (
-        "time_stop_hours", "trail_activation", "trail_distance", "breakeven_trigger", "breakeven_offset",
-    ):  # fmt: skip
-        if strategy[name] is not None:
-            options.append(f"--{name.replace('_', '-')} {_exact(strategy[name])}")
-    if strategy["tiers"]:
-        ladder = ",".join(f"{_exact(reached)}x:{_exact(stop)}" for reached, stop in strategy["tiers"])
-        options.append(f"--tiers {ladder}")
-    return " ".join(options)
-
-
-def _other_options(strategy: Mapping[str, Any]) -> str:
-    """What else of a strategy is not the default, as options of `lake strategy`."""
-    from lake_pipeline.backtest import StrategyConfig
-
-    usual = _values(StrategyConfig())
-    names = ("intrabar_order", "fill", "fee_bps", "slippage_bps", "risk_per_trade")
-    return "".join(
-        f" --{name.replace('_', '-')} {strategy[name] if isinstance(strategy[name], str) else _exact(strategy[name])}"
-        for name in names
-        if strategy[name] != usual[name]
-    )
+    return f"best {state.best_objective:.4f}: {strategy_options(canonical_values(state.best))}"
 
 
 def _alerts(selection: AlertSelection) -> str:
@@ -232,6 +196,7 @@ _LATENCY_FIGURES: Final = tuple(
 
 
 def _print_report(head: Mapping[str, Any], report: Mapping[str, Any], selection: AlertSelection) -> None:
+    from lake_pipeline.backtest.config import format_number, strategy_options
     from lake_pipeline.optimizer.winner import why_no_winner
 
     last, winner = report["folds"][-1], report["winner"]
@@ -248,11 +213,11 @@ def _print_report(head: Mapping[str, Any], report: Mapping[str, Any], selection:
         _print_folds(report)
         return
     luck = winner["luck_on_run"]
-    plateau = winner["plateau"]
+    plateau, options = winner["plateau"], strategy_options(winner["strategy"])
     lines |= {
-        "winner": f"trial {winner['trial']}: {_exits(winner['strategy'])}",
-        "trade it": f"lake strategy --run {head['run']} {_exits(winner['strategy'])}"
-        f"{_other_options(winner['strategy'])} --horizon-hours {_exact(report['horizon_hours'])}{_alerts(selection)}",
+        "winner": f"trial {winner['trial']}: {options}",
+        "trade it": f"lake strategy --run {head['run']} {options} --horizon-hours "
+        f"{format_number(report['horizon_hours'])}{_alerts(selection)}",
         "luck": f"best of {luck['trials']:,} trials ever evaluated on this run: deflated Sharpe ratio "
         f"{_probability(luck['deflated_sharpe'])} (above 0.95 is a sign of more than luck; by the trials' own spread "
         f"{_probability(luck['published_deflated_sharpe'])})",
@@ -328,6 +293,8 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 
 def _fold_row(fold: Mapping[str, Any]) -> dict[str, Any]:
+    from lake_pipeline.backtest.config import strategy_options
+
     winner = fold["winner"]
     row = {
         "fold": fold["fold"],
@@ -337,7 +304,7 @@ def _fold_row(fold: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("train_objective", "test_objective"):
         row[name] = winner and winner[name]
     row["test_mean_ret"] = winner and winner["test"]["mean_ret"]
-    row["winner"] = winner and _exits(winner["strategy"])
+    row["winner"] = winner and strategy_options(winner["strategy"])
     return row
 
 

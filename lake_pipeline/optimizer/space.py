@@ -16,7 +16,7 @@ from typing import Any, Final
 from lake_pipeline.backtest.config import StrategyConfig, canonical_values, parse_tiers
 from lake_pipeline.errors import ConfigError
 
-__all__ = ["DEFAULT_SL", "DEFAULT_TP", "RANGED", "Dimension", "SearchSpace", "format_tiers", "parse_range"]
+__all__ = ["DEFAULT_SL", "DEFAULT_TP", "RANGED", "Dimension", "SearchSpace", "parse_range"]
 
 DEFAULT_TP: Final = "1.5:3.5:.01"
 DEFAULT_SL: Final = ".3:.6:.01"
@@ -79,11 +79,6 @@ def _numbers(name: str, text: str) -> list[float]:
         raise ConfigError(f"{name} {text!r} has more than {_MOST_VALUES:,} values: give a larger step")
     # + 0.0 makes -0.0 plain, as StrategyConfig does.
     return [float(low + number * step) + 0.0 for number in range(int((high - low) // step) + 1)]
-
-
-def format_tiers(tiers: Sequence[tuple[float, float]]) -> str | None:
-    """The ladder as `parse_tiers` reads it; None of none."""
-    return ",".join(f"{reached!r}x:{stop!r}" for reached, stop in tiers) or None
 
 
 @dataclass(frozen=True)

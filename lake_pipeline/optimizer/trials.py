@@ -17,6 +17,7 @@ from lake_pipeline.backtest.config import (
     BaselineConfig,
     StrategyConfig,
     canonical_values,
+    format_tiers,
     parse_tiers,
 )
 from lake_pipeline.core.canonical import canonical_json
@@ -29,7 +30,6 @@ from lake_pipeline.optimizer.objective import (
     curve_figures,
     mean_figures,
 )
-from lake_pipeline.optimizer.space import format_tiers
 from lake_pipeline.optimizer.splits import Fold
 
 __all__ = ["TRIALS_SCHEMA", "Measure", "measure", "scope_of", "strategy_of", "trials_table"]
@@ -143,7 +143,7 @@ def strategy_of(row: Mapping[str, Any]) -> StrategyConfig:
 def _parameters(strategy: StrategyConfig) -> tuple[Any, ...]:
     """The values of a row in the order of _PARAMETERS."""
     fields = vars(strategy)
-    return tuple(format_tiers(fields[name]) if name == "tiers" else fields[name] for name in _PARAMETERS)
+    return tuple(format_tiers(fields[name]) or None if name == "tiers" else fields[name] for name in _PARAMETERS)
 
 
 def _extended(origin: Any, text: bytes) -> str:

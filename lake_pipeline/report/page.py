@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from lake_pipeline import pictures
 from lake_pipeline.backtest import BaselineConfig, StrategyConfig, plots
-from lake_pipeline.backtest.config import canonical_values
+from lake_pipeline.backtest.config import strategy_options
 from lake_pipeline.backtest.summary import CASES, FIGURES
 from lake_pipeline.core.buckets import ALL_BUCKETS
 from lake_pipeline.report.content import ReportContent
@@ -248,7 +248,7 @@ def _optimizer(content: ReportContent) -> dict[str, Any]:
         "search": search,
         "best": best,
         "winner": winner,
-        "options": None if winner is None else _as_options(winner["strategy"]),
+        "options": None if winner is None else strategy_options(winner["strategy"]),
         "figures": [] if winner is None else [name for name in _SEARCH_FIGURES if name in winner["train"]],
         "pictures": [
             (_PICTURE_WORDS.get(name, _words(name)), base64.b64encode(picture).decode())
@@ -264,21 +264,6 @@ def _optimizer(content: ReportContent) -> dict[str, Any]:
 _SIGN: Final = 0.95
 _SEARCH_FIGURES: Final = ("n", "win_rate", "mean_ret", "mean_ret_worst", "median_ret", "sharpe", "profit_factor",
                           "mean_r", "ambiguous_share", "max_losing_streak", "final_equity", "max_drawdown")  # fmt: skip
-
-
-def _as_options(strategy: Mapping[str, Any]) -> str:
-    """A strategy as options of `lake strategy`: its levels, and what else is not the default."""
-    default = canonical_values(StrategyConfig())
-    names = ["tp", "sl", *(name for name in default if name not in ("tp", "sl") and strategy[name] != default[name])]
-    return " ".join(
-        f"--{name.replace('_', '-')} {'none' if strategy[name] is None else _option(strategy[name])}" for name in names
-    )
-
-
-def _option(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(f"{reached:g}x:{stop:g}" for reached, stop in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _horizon_to_try(content: ReportContent) -> int | None:

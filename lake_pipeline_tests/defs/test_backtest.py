@@ -16,7 +16,7 @@ import pytest
 from lake_pipeline.defs.build import BACKTEST_JOB, build_definitions
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline_tests.candles_for_tests import create_table, small_market, write_alerts
-from lake_pipeline_tests.defs.test_lake_assets import BACKTEST, LAKE, WHOLE_RANGE, failure
+from lake_pipeline_tests.defs.test_lake_assets import BACKTEST, LAKE, execute, failure
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,7 @@ def materialise(definitions: dg.Definitions, config: dict[str, Any]) -> Callable
 
     def run(assets: Sequence[str] | None = None, **resources: dict[str, Any]) -> dg.ExecuteInProcessResult:
         settings = {name: {"config": values} for name, values in resources.items()}
-        return job.execute_in_process(
-            run_config={**config, "resources": config["resources"] | settings},
-            asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
-            tags=WHOLE_RANGE,
-            raise_on_error=False,
-        )
+        return execute(job, {**config, "resources": config["resources"] | settings}, assets)
 
     return run
 

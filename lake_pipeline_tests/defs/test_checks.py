@@ -17,7 +17,7 @@ from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.store import LocalStore
 from lake_pipeline.run import load_run
 from lake_pipeline_tests.candles_for_tests import Alert, create_table, small_market, write_alerts
-from lake_pipeline_tests.defs.test_lake_assets import LAKE, WHOLE_RANGE, failure
+from lake_pipeline_tests.defs.test_lake_assets import LAKE, execute, failure
 
 CHECKS = {
     "alerts": {"rejected_alerts"},
@@ -54,22 +54,16 @@ def materialise(
     def materialise(
         assets: Sequence[str] = LAKE, *, partition: str | None = None, **limits: Any
     ) -> dg.ExecuteInProcessResult:
-        return job.execute_in_process(
-            run_config={
-                "resources": {
-                    "lake": {"config": {"data_root": str(engine_root)}},
-                    "candle_source": {"config": {"table": table}},
-                    "lake_run": {"config": run},
-                    "check_settings": {"config": limits},
-                },
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        config = {
+            "resources": {
+                "lake": {"config": {"data_root": str(engine_root)}},
+                "candle_source": {"config": {"table": table}},
+                "lake_run": {"config": run},
+                "check_settings": {"config": limits},
             },
-            instance=instance,
-            asset_selection=[dg.AssetKey(name) for name in assets],
-            tags=None if partition else WHOLE_RANGE,
-            partition_key=partition,
-            raise_on_error=False,
-        )
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        }
+        return execute(job, config, assets, instance=instance, partition=partition)
 
     return materialise
 

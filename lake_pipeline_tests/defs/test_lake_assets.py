@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,23 +59,29 @@ def store(engine_root: Path, config: Config) -> LocalStore:
     return LocalStore(engine_root / f"lake/runs/run_id={config['resources']['lake_run']['config']['run_id']}")
 
 
+def execute(
+    job: dg.JobDefinition,
+    config: Config,
+    assets: Sequence[str] | None = LAKE,
+    *,
+    instance: dg.DagsterInstance | None = None,
+    partition: str | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Materialise assets, None for all of them; the whole range of buckets unless told otherwise."""
+    return job.execute_in_process(
+        run_config=config,
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
+        tags=None if partition else WHOLE_RANGE,
+        partition_key=partition,
+        raise_on_error=False,
+    )
+
+
 @pytest.fixture
 def run(job: dg.JobDefinition, config: Config) -> Callable[..., dg.ExecuteInProcessResult]:
-    """Materialise assets; the whole range of buckets unless told otherwise."""
-
-    def materialise(
-        assets: Sequence[str] = LAKE, *, instance: dg.DagsterInstance | None = None, partition: str | None = None
-    ) -> dg.ExecuteInProcessResult:
-        return job.execute_in_process(
-            run_config=config,
-            instance=instance,
-            asset_selection=[dg.AssetKey(name) for name in assets],
-            tags=None if partition else WHOLE_RANGE,
-            partition_key=partition,
-            raise_on_error=False,
-        )
-
-    return materialise
+    """Materialise assets of the configured run."""
+    return functools.partial(execute, job, config)
 
 
 def failure(result: dg.ExecuteInProcessResult, asset: str) -> dg.Failure:

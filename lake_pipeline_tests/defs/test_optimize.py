@@ -16,7 +16,7 @@ from lake_pipeline.defs.build import OPTIMIZE_JOB, build_definitions
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.settings import OptimizerSettings
 from lake_pipeline_tests.candles_for_tests import create_table, small_market, write_alerts
-from lake_pipeline_tests.defs.test_lake_assets import LAKE, OPTIMIZE, WHOLE_RANGE, failure
+from lake_pipeline_tests.defs.test_lake_assets import LAKE, OPTIMIZE, execute, failure
 from lake_pipeline_tests.optimizer.runs_for_tests import candles_of, noise
 
 Materialise = Callable[..., dg.ExecuteInProcessResult]
@@ -51,12 +51,7 @@ def materialise(definitions: dg.Definitions, config: dict[str, Any]) -> Material
     def run(assets: list[str], **resources: dict[str, Any]) -> dg.ExecuteInProcessResult:
         for name, values in resources.items():
             config["resources"].setdefault(name, {"config": {}})["config"] |= values
-        return job.execute_in_process(
-            run_config=config,
-            asset_selection=[dg.AssetKey(name) for name in assets],
-            tags=WHOLE_RANGE,
-            raise_on_error=False,
-        )
+        return execute(job, config, assets)
 
     return run
 
