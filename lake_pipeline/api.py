@@ -14,7 +14,7 @@ from lake_pipeline.errors import ConfigError
 from lake_pipeline.export import BucketResult, export_buckets, snapshot_alerts
 from lake_pipeline.io import layout
 from lake_pipeline.run import load_run
-from lake_pipeline.seal import cover_run, seal_run
+from lake_pipeline.seal import seal_run
 from lake_pipeline.settings import LakeSettings, RunSettings, SourceSettings, parse_settings
 
 __all__ = ["ExportConfig", "ExportResult", "export_lake_run_slices"]
@@ -72,7 +72,6 @@ def export_lake_run_slices(
             check_source=settings.check_source,
             on_bucket=on_bucket,
         )
-    cover_run(run, threads=settings.thread_count)
     previous = load_run(lake, settings.previous) if settings.previous else None
     sealed = seal_run(run, threads=settings.thread_count, previous=previous)
     return ExportResult.of(sealed.manifest, run.store.uri, created=sealed.created)

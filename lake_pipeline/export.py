@@ -281,7 +281,9 @@ def export_buckets(
         if reused:
             logger.info("%d buckets are those of %s", len(reused), ", ".join(reused_from))
         if committed:
-            run.store.settle(layout.RECEIPTS)
+            run.store.settle(
+                layout.RECEIPTS, *(layout.bucket_folder(run.spec, each) for each in committed if done[each].files)
+            )
         # Rows of a source that changed meanwhile are of no one state: nobody may take them for one.
         unchanged = before is not None and source_state(source, exporter.plan) == before
         event = {

@@ -95,7 +95,7 @@ def take_over(run: Run, reusable: Reusable, bucket: str) -> Receipt:
     if not (state.receipt and state.record and state.record.sha256 == reusable.receipt_sha256):
         raise RunError(f"run {other.run_id}, bucket {bucket}: {state.problem or f'{path} is not the sealed one'}")
     for entry in state.receipt.entries:
-        run.store.adopt(other.store, entry.path)
+        run.store.adopt(other.store, entry.path, settled=False)
     return state.receipt.model_copy(update={"run_fingerprint": run.record.run_fingerprint})
 
 

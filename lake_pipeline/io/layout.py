@@ -15,7 +15,6 @@ __all__ = [
     "ALERTS",
     "CHECKSUMS",
     "COVERAGE",
-    "FOLDERS",
     "MANIFEST",
     "PROVENANCE",
     "RECEIPTS",
@@ -41,8 +40,6 @@ RUNS: Final = "lake/runs"
 RUN_RECORD: Final = "run.json"
 ALERTS: Final = "inputs/alerts.parquet"
 RECEIPTS: Final = "receipts"
-# Folders that every run has.
-FOLDERS: Final = ("inputs", RECEIPTS, "outputs")
 REJECTED_ALERTS: Final = "inputs/rejected_alerts.parquet"
 COVERAGE: Final = "outputs/coverage.parquet"
 REJECTED_CANDLES: Final = "outputs/rejected_candles.parquet"

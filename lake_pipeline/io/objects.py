@@ -155,7 +155,7 @@ class ObjectStore:
                     return
 
     @contextlib.contextmanager
-    def writer(self, path: str, *, durable: bool = True) -> Iterator[Sink]:
+    def writer(self, path: str, *, durable: bool = True, settled: bool = True) -> Iterator[Sink]:
         """A stream into a new object, kept on the local disk until it ends: what fails before leaves no trace."""
         with (
             explained("write to", Path(tempfile.gettempdir())),
@@ -179,7 +179,7 @@ class ObjectStore:
                         "object and run again"
                     ) from None
 
-    def adopt(self, other: Store, path: str) -> None:
+    def adopt(self, other: Store, path: str, *, settled: bool = True) -> None:
         """Have the store copy an object of the same lake, or copy it through here; other content is AlreadyExists."""
         if isinstance(other, ObjectStore) and other._root == self._root:
             with contextlib.suppress(AlreadyExists), self._explained("write", path):

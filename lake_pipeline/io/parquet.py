@@ -106,7 +106,8 @@ class SliceWriter:
 
     Feed it tables of SLICE_SCHEMA (or CHUNK_SCHEMA) sorted by (mint, ts), in order, of any size: row groups and
     parts depend on the rows only, not on how they arrive. A part whose size reaches `target_file_mb` closes at
-    the next mint boundary, or inside a mint that runs on for a quarter of the target.
+    the next mint boundary, or inside a mint that runs on for a quarter of the target. Nothing is settled (see
+    `Store.create`): many buckets are at once.
     """
 
     def __init__(self, store: Store, spec: RunSpec, bucket: str) -> None:
@@ -190,7 +191,8 @@ class SliceWriter:
         """Write one row group, opening a part if none is open."""
         if self._part is None:
             self._part = part = contextlib.ExitStack()
-            self._sink = part.enter_context(self._store.writer(part_path(self._spec, self._bucket, len(self.files))))
+            path = part_path(self._spec, self._bucket, len(self.files))
+            self._sink = part.enter_context(self._store.writer(path, settled=False))
             compression = self._spec.compression
             self._writer = part.enter_context(
                 pq.ParquetWriter(

@@ -118,7 +118,7 @@ class Store(Protocol):
     def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Write a new file; AlreadyExists if there is one, which then stays as it is.
 
-        Not `settled`, a crash of the machine may take the file away, whole, until `settle` was called.
+        Not `settled`, a crash of the machine may take the file away, whole, until `settle` was called for its folder.
         """
 
     def settle(self, *folders: str) -> None:
@@ -133,16 +133,21 @@ class Store(Protocol):
         Where there are locks, the caller holds the exclusive one.
         """
 
-    def writer(self, path: str, *, durable: bool = True) -> contextlib.AbstractContextManager[Sink]:
-        """A stream into a new file that appears when the block ends without error.
+    def writer(
+        self, path: str, *, durable: bool = True, settled: bool = True
+    ) -> contextlib.AbstractContextManager[Sink]:
+        """A stream into a new file that appears when the block ends without error; `settled` as in `create`.
 
         A file that exists with the same bytes is success; with other bytes, AlreadyExists. Not `durable`, a
         file may be lost or cut short when the machine (not the process) crashes soon after: for what can be
         computed again and is compared with a checksum before it is used.
         """
 
-    def adopt(self, other: Store, path: str) -> None:
-        """Make a complete file of another store a file of this one as well; one that is there stays as it is."""
+    def adopt(self, other: Store, path: str, *, settled: bool = True) -> None:
+        """Make a complete file of another store a file of this one as well; one that is there stays as it is.
+
+        `settled` as in `create`.
+        """
 
     def delete(self, path: str) -> None:
         """Remove a file that is there."""
@@ -243,7 +248,7 @@ class LocalStore:
 
     def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Write a new file, create-only."""
-        with self._temporary(path) as (file, temporary):
+        with self._temporary(path, synced=settled) as (file, temporary):
             file.write(data)
             self._publish(file, temporary, path, settled=settled)
 
@@ -278,23 +283,23 @@ class LocalStore:
         self.replace(path, change(self.read(path) if self.exists(path) else None))
 
     @contextlib.contextmanager
-    def writer(self, path: str, *, durable: bool = True) -> Iterator[Sink]:
+    def writer(self, path: str, *, durable: bool = True, settled: bool = True) -> Iterator[Sink]:
         """A stream into a new file."""
-        with self._temporary(path) as (file, temporary):
+        with self._temporary(path, synced=settled) as (file, temporary):
             sink = Sink(file)
             yield sink
             try:
-                self._publish(file, temporary, path, durable=durable)
+                self._publish(file, temporary, path, durable=durable, settled=settled)
             except AlreadyExists:
                 present = hash_file(self, path)
                 if (present.sha256, present.bytes) != (sink.sha256, sink.tell()):
                     raise
 
-    def adopt(self, other: Store, path: str) -> None:
+    def adopt(self, other: Store, path: str, *, settled: bool = True) -> None:
         """Link a file of another folder, or copy it where links do not reach."""
         final = self._path(path)
         with explained("write", final):
-            _make_folder(final.parent)
+            _make_folder(final.parent, synced=settled)
             if isinstance(other, LocalStore):
                 try:
                     os.link(other._path(path), final)
@@ -304,9 +309,10 @@ class LocalStore:
                     if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
                         raise
                 else:
-                    _sync_folder(final.parent)
+                    if settled:
+                        _sync_folder(final.parent)
                     return
-        with other.open(path) as file, self.writer(path) as sink:
+        with other.open(path) as file, self.writer(path, settled=settled) as sink:
             while block := file.read(_READ_BLOCK):
                 sink.write(block)
 
@@ -334,12 +340,15 @@ class LocalStore:
         return self.root / path
 
     @contextlib.contextmanager
-    def _temporary(self, path: str) -> Iterator[tuple[BinaryIO, Path]]:
-        """An open temporary file beside `path`, removed at the end if it still has that name."""
+    def _temporary(self, path: str, *, synced: bool = True) -> Iterator[tuple[BinaryIO, Path]]:
+        """An open temporary file beside `path`, removed at the end if it still has that name.
+
+        `synced` is whether folders that have to be made for it are.
+        """
         final = self._path(path)
         temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
         with explained("write", final):
-            _make_folder(final.parent)
+            _make_folder(final.parent, synced=synced)
             try:
                 with temporary.open("xb") as file:
                     yield file, temporary
@@ -378,16 +387,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents durably: each new one is synced into its parent."""
+def _make_folder(folder: Path, *, synced: bool) -> None:
+    """Make a folder and its parents; `synced`, each new one into its parent."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    _make_folder(folder.parent, synced=synced)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    _sync_folder(folder.parent)
+    if synced:
+        _sync_folder(folder.parent)
 
 
 _ADVICE: Final = {
