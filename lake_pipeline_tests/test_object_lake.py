@@ -503,3 +503,58 @@ def test_dagster_and_the_commands_work_by_url_and_tell_no_secret(s3: S3, s3_url:
     assert len(stored) > 256
     assert any(b"run_id=one/manifest.json" in data for data in kept)  # the haystack holds Dagster's events
     assert not [data for data in [*stored, *kept, *(text.encode() for text in said)] if SECRET.encode() in data]
+
+
+# --- the backtest on it --------------------------------------------------------------------------
+
+
+def test_every_result_is_the_one_on_disk_and_is_found_again(
+    s3: S3, objects: ObjectStore, copied_lake: LocalStore, tmp_path: Path
+) -> None:
+    for file in copied_lake.files(layout.RUNS):
+        objects.create(file.path, copied_lake.read(file.path))
+    alert_id = load_run(copied_lake, "plain").alerts().column("alert_id")[0].as_py()
+    options = ("--horizon-hours", "1")
+    exits = ("--tp", "1.02", "--sl", ".98")
+    search = ("--tp", "1.01:1.05:.005", "--sl", ".95:.99:.005", "--train-share", ".5", "--min-trades", "1")
+    commands = {
+        "baseline": ("baseline", "--run", "plain", *options, "--min-trades", "1"),
+        "parts": (
+            "baseline", "--run", "plain", *options, "--min-trades", "1",
+            "--export-per-alert-parquet", "FOLDER/alerts", "--export-per-caller-parquet", "FOLDER/callers",
+        ),
+        "strategy": ("strategy", "--run", "plain", *options, *exits),
+        "other strategy": ("strategy", "--run", "plain", *options, "--tp", "1.03", "--sl", ".97"),
+        "replay": ("replay", "plain", alert_id, *options, *exits),
+        "optimizer": ("optimizer", "--run", "plain", *options, *search),
+        "report": ("report", "plain", "-o", "FOLDER/report.html"),
+    }  # fmt: skip
+
+    def run_all(store: Store, name: str) -> tuple[dict[str, str], dict[str, bytes], dict[str, bytes]]:
+        """What the commands print, the results they leave under the data root, and the files they export."""
+        folder = tmp_path / name
+        printed = {}
+        for what, command in commands.items():
+            arguments = [each.replace("FOLDER", str(folder)) for each in command]
+            done = CliRunner().invoke(lake_command, [*arguments, "--data-root", store.uri])
+            assert done.exit_code == 0, (what, done.output)
+            printed[what] = done.stdout.replace(store.uri, "ROOT").replace(str(folder), "FOLDER")
+        results = {file.path: store.read(file.path) for file in store.files(layout.RESULTS)}
+        exported = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return printed, results, exported
+
+    there, here = run_all(objects, "there"), run_all(copied_lake, "here")
+    assert there == here
+    kinds = {path.split("/")[2].partition("=")[0] for path in there[1]}
+    assert kinds == {"baseline", "strategy", "paths", "optimizer", "passage", "ledger"}
+    assert {"report.html"} < set(there[2])
+    assert run_all(objects, "again")[1] == there[1]
+    # Paths that were cached there are read from there.
+    before = {file.path: file.version for file in objects.files(layout.RESULTS)}
+    moved = CliRunner().invoke(
+        lake_command, ["strategy", "--run", "plain", *options, "--tp", "1.04", "--data-root", objects.uri]
+    )
+    assert moved.exit_code == 0, moved.output
+    after = {file.path: file.version for file in objects.files(layout.RESULTS)}
+    assert {path.split("/")[2].partition("=")[0] for path in after.keys() - before.keys()} == {"strategy"}
+    assert before.items() <= after.items()
