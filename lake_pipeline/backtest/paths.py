@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -251,29 +252,43 @@ def _read_sealed(run: Run, entry: FileEntry) -> bytes:
 
 
 class _Loader:
-    """Blocks from slice files."""
+    """Blocks from slice files. What it knows of them is worked out when it is first asked: a full cache never asks."""
 
     def __init__(
         self,
         run: Run,
-        entries: dict[str, FileEntry],
+        entries: Mapping[str, FileEntry],
         alerts: pa.Table,
         entry_ts: Int64Array,
         end_ts: Int64Array,
         bucket_of: Sequence[str],
     ) -> None:
-        self._run = run
-        self._mints = alerts.column("mint").to_pylist()
+        self._run, self._entries = run, entries
+        self._alerts, self._bucket_of = alerts, bucket_of
         self._entry_ts, self._end_ts = entry_ts, end_ts
-        self._rows: dict[str, list[int]] = {}
-        for row, bucket in enumerate(bucket_of):
-            self._rows.setdefault(bucket, []).append(row)
-        # Alerts of one mint one after another: they walk the same candles.
-        for rows in self._rows.values():
+
+    @cached_property
+    def _mints(self) -> list[str]:
+        mints: list[str] = self._alerts.column("mint").to_pylist()
+        return mints
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        """The alerts of each bucket, those of one mint one after another: they walk the same candles."""
+        found: dict[str, list[int]] = {}
+        for row, bucket in enumerate(self._bucket_of):
+            found.setdefault(bucket, []).append(row)
+        for rows in found.values():
             rows.sort(key=lambda row: (self._mints[row].encode(), row))
-        self._files: dict[str, list[FileEntry]] = {}
-        for path, entry in entries.items():
-            self._files.setdefault(path.rpartition("/")[0], []).append(entry)
+        return found
+
+    @cached_property
+    def _files(self) -> dict[str, list[FileEntry]]:
+        """The files in each folder."""
+        found: dict[str, list[FileEntry]] = {}
+        for path, entry in self._entries.items():
+            found.setdefault(path.rpartition("/")[0], []).append(entry)
+        return found
 
     def load(self, bucket: str) -> PathBlock:
         """A bucket's block, from its parts in order."""
