@@ -3,9 +3,9 @@
     python benchmarks/export.py --scale full --rounds 3 FOLDER
 
 Every contestant runs in a fresh process, in turns, `rounds` times, and finds the database in the file cache; medians
-and ratios are printed, written to FOLDER/results.json, and drawn with `--plot`. `job` is what users start: the Dagster job by the `lake` command, from
-command line to exit. At scale `full`, the same export is also made with 16 times the alerts, on histories 4.4 times
-as long, of 1-second candles with and without window pruning, and a second time.
+and ratios are printed, written to FOLDER/results.json, and drawn with `--plot`. `job` is what users start: the Dagster
+job by the `lake` command, from command line to exit. At scale `full`, the same export is also made with 16 times the
+alerts, on histories 4.4 times as long, of 1-second candles with and without window pruning, and a second time.
 """
 
 from __future__ import annotations
