@@ -111,14 +111,15 @@ def normalise_alerts(raw: RawAlerts, spec: RunSpec) -> NormalisedAlerts:
 
     from_ms, to_ms = spec.range_ms
     usable = [row for row in range(raw.table.num_rows) if row not in reasons]
+    times = ts_ms.tolist()
     kept = [
-        row for row in usable if (from_ms is None or ts_ms[row] >= from_ms) and (to_ms is None or ts_ms[row] < to_ms)
+        row for row in usable if (from_ms is None or times[row] >= from_ms) and (to_ms is None or times[row] < to_ms)
     ]
     ids = _alert_ids(usable, _stripped(text["alert_id"]), mints, ts_ms, callers, chains, raw.row_numbers)
     rejected = _rejected_table(raw, text, reasons)
     if not kept:
         raise InputError(_nothing_left(raw.rows, len(usable), rejected, spec))
-    kept.sort(key=lambda row: (ts_ms[row], ids[row].encode()))
+    kept.sort(key=lambda row: (times[row], ids[row].encode()))
     alerts = pa.table(
         {
             "alert_id": [ids[row] for row in kept],

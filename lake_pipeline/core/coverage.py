@@ -105,10 +105,12 @@ def measure_windows(
         start_slot = starts[some] // interval_ms
         lead = slot[lo] - start_slot
         trail = start_slot + spec.window_candles - 1 - slot[hi]
+        # The widest gap between two candles of each window, looked for among the gaps alone.
+        gaps = np.flatnonzero(step > 1)
+        inside = np.column_stack((np.searchsorted(gaps, lo), np.searchsorted(gaps, hi)))
+        torn = inside[:, 0] < inside[:, 1]
         inner = np.zeros(len(lo), dtype=np.int64)
-        for row, (low, high) in enumerate(zip(lo.tolist(), hi.tolist(), strict=True)):
-            if high > low:
-                inner[row] = step[low:high].max() - 1
+        inner[torn] = np.maximum.reduceat(np.append(step[gaps] - 1, 0), inside[torn].ravel())[::2]
         measures["first_ts_ms"][some] = ts[lo]
         measures["last_ts_ms"][some] = ts[hi]
         measures["missing"][some] = spec.window_candles - (filled_before[hi] - filled_before[lo] + 1)
@@ -159,12 +161,16 @@ def coverage_table(alerts: pa.Table, measures: Mapping[str, Int64Array], spec: R
     kept = kept_mask(measures, spec)
     complete = (pre >= spec.pre) & (total >= spec.pre + spec.post)
     mints = alerts.column("mint").to_pylist()
+    bucket_of = {mint: compute_mint_bucket(mint) for mint in set(mints)}
+    reasons: list[str | None] = [None] * len(anchors)
+    for row in np.flatnonzero(~kept).tolist():
+        reasons[row] = _drop_reason(int(pre[row]), int(total[row]), spec)
     return pa.table(
         {
             "alert_id": alerts.column("alert_id"),
             "mint": alerts.column("mint"),
             "caller": alerts.column("caller"),
-            "mint_bucket": [compute_mint_bucket(mint) for mint in mints],
+            "mint_bucket": [bucket_of[mint] for mint in mints],
             "anchor_ts_ms": anchors,
             "window_start_ms": starts,
             "window_end_ms": ends,
@@ -181,10 +187,7 @@ def coverage_table(alerts: pa.Table, measures: Mapping[str, Int64Array], spec: R
             "has_anchor": measures["has_anchor"].astype(bool),
             "status": np.where(empty, "insufficient", np.where(complete, "complete", "partial")).tolist(),
             "kept": kept,
-            "reason": [
-                None if keep else _drop_reason(int(alert_pre), int(alert_total), spec)
-                for keep, alert_pre, alert_total in zip(kept, pre, total, strict=True)
-            ],
+            "reason": reasons,
         },
         schema=COVERAGE_SCHEMA,
     )
