@@ -228,7 +228,28 @@ def reading(case: Case) -> dict[str, float]:
     report = run.verify()
     found["verify"] = (time.monotonic() - started) * 1000
     found["rows"] = report.rows
+    found["list"] = listing(run.manifest.document(), case.folder / "bench_runs") * 1000
     return found
+
+
+def listing(manifest: dict[str, Any], folder: Path, count: int = 1000) -> float:
+    """Seconds `lake runs` takes, from command line to exit, where so many runs have a manifest of this size."""
+    for number in range(count):
+        run = folder / f"lake/runs/run_id=run-{number:04d}"
+        run.mkdir(parents=True)
+        (run / "manifest.json").write_text(json.dumps({**manifest, "run_id": f"run-{number:04d}"}, indent=2))
+    started = time.monotonic()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lake"), "runs", "--data-root", folder, "--format=csv"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    seconds = time.monotonic() - started
+    shutil.rmtree(folder)
+    if sum(",sealed," in line for line in done.stdout.splitlines()) != count:
+        raise RuntimeError(f"lake runs does not list {count} sealed runs")
+    return seconds
 
 
 def profile(case: Case) -> dict[str, float]:
@@ -398,6 +419,7 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
         ("second identical export", median["again"]["seconds"] / engine["seconds"] * 100, 15, " %"),
         ("one alert's slice, warm", median["reading"]["slice"], 25, " ms"),
         ("slice against DuckDB by hand", median["reading"]["slice"] / median["reading"]["duckdb"], 1.0, "x"),
+        ("1,000 runs listed, from command line to exit", median["reading"]["list"] / 1000, 1.0, " s"),
     ]
     lines += ["", "| bar | measured | at most |  |", "| --- | ---: | ---: | --- |"]
     lines += [
