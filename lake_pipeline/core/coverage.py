@@ -210,7 +210,8 @@ def filled_share(coverage: pa.Table) -> float | None:
 
 def bucket_shares(coverage: pa.Table) -> dict[str, float]:
     """`filled_share` of the alerts of each bucket that has any."""
-    sums = coverage.group_by("mint_bucket").aggregate([("expected_total", "sum"), ("missing", "sum")]).to_pylist()
+    groups = coverage.group_by("mint_bucket", use_threads=False)
+    sums = groups.aggregate([("expected_total", "sum"), ("missing", "sum")]).to_pylist()
     return {each["mint_bucket"]: 1 - each["missing_sum"] / each["expected_total_sum"] for each in sums}
 
 

@@ -76,7 +76,7 @@ def snapshot_metadata(result: SnapshotResult, alerts: NormalisedAlerts, uri: str
 
 def _callers(alerts: pa.Table) -> pa.Table:
     """`caller, alerts, mints, first_ts, last_ts`, most alerts first."""
-    found = alerts.group_by("caller").aggregate(
+    found = alerts.group_by("caller", use_threads=False).aggregate(
         [("alert_id", "count"), ("mint", "count_distinct"), ("ts", "min"), ("ts", "max")]
     )
     found = found.rename_columns(["caller", "alerts", "mints", "first_ts", "last_ts"])

@@ -11,10 +11,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lake_pipeline.core.alerts import COLUMN_NAMES, RawAlerts
 from lake_pipeline.errors import ConfigError, InputError
+from lake_pipeline.io.parquet import parquet_table
 
 __all__ = ["ALERT_SUFFIXES", "DUCKDB_TABLES", "alerts_exist", "read_alerts"]
 
@@ -102,7 +102,7 @@ def _unreadable(url: str, error: Exception) -> InputError:
 
 def _read_parquet(path: str, data: bytes) -> RawAlerts:
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        table = parquet_table(data)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"alerts file {path} is not a readable Parquet file: {error}") from error
     if len(set(table.column_names)) != len(table.column_names):

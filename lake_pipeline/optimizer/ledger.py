@@ -12,7 +12,6 @@ A trial is a strategy on a selection, a horizon and a train period: `trial_id` s
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from collections.abc import Sequence
@@ -21,11 +20,10 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lake_pipeline.core.canonical import sha256_hex
 from lake_pipeline.io import layout
-from lake_pipeline.io.parquet import table_bytes
+from lake_pipeline.io.parquet import parquet_table, table_bytes
 from lake_pipeline.io.store import Store
 
 __all__ = ["Ledger", "TrialCount", "count_trials"]
@@ -99,4 +97,4 @@ class Ledger:
             logger.warning("%s/%s is damaged, its trials are not counted and not used", self._store.uri, path)
             return None
         # Its name says that these are the bytes that were written, so it is a table of trials.
-        return pq.read_table(io.BytesIO(data), columns=columns)
+        return parquet_table(data, columns)
