@@ -149,9 +149,7 @@ def seal_run(
                 run.record.source["table"],
             )
         _refuse_foreign_files(run, manifest)
-        run.store.settle(
-            *dict.fromkeys(entry.path.rpartition("/")[0] for entry in (*manifest.files, *manifest.records))
-        )
+        run.store.settle(*(entry.path.rpartition("/")[0] for entry in (*manifest.files, *manifest.records)))
         data = manifest.to_bytes()
         _write_checksums(run, manifest.checksums(data))
         append_event(run.store, "manifest", {**(details or {}), "content_sha256": manifest.content_sha256})

@@ -180,7 +180,7 @@ class LocalStore:
     """A folder of a local or mounted file system.
 
     A file is written under a temporary name in its final folder, synced, and given its name by a hard
-    link, which fails where the name is taken; then the folder is synced.
+    link, which fails where the name is taken; then the folder is synced, or left to `settle`.
     """
 
     locks: Final = True
@@ -248,7 +248,7 @@ class LocalStore:
 
     def create(self, path: str, data: bytes, *, settled: bool = True) -> None:
         """Write a new file, create-only."""
-        with self._temporary(path, synced=settled) as (file, temporary):
+        with self._temporary(path, settled=settled) as (file, temporary):
             file.write(data)
             self._publish(file, temporary, path, settled=settled)
 
@@ -257,7 +257,7 @@ class LocalStore:
 
         Whoever made one of them may have been killed before the name was synced.
         """
-        paths = [self._path(folder).absolute() for folder in folders]
+        paths = [self._path(folder).absolute() for folder in dict.fromkeys(folders)]
         for each in dict.fromkeys(chain.from_iterable((path, *path.parents) for path in paths)):
             with explained("write", each):
                 try:
@@ -285,7 +285,7 @@ class LocalStore:
     @contextlib.contextmanager
     def writer(self, path: str, *, durable: bool = True, settled: bool = True) -> Iterator[Sink]:
         """A stream into a new file."""
-        with self._temporary(path, synced=settled) as (file, temporary):
+        with self._temporary(path, settled=settled) as (file, temporary):
             sink = Sink(file)
             yield sink
             try:
@@ -299,7 +299,7 @@ class LocalStore:
         """Link a file of another folder, or copy it where links do not reach."""
         final = self._path(path)
         with explained("write", final):
-            _make_folder(final.parent, synced=settled)
+            _make_folder(final.parent, settled=settled)
             if isinstance(other, LocalStore):
                 try:
                     os.link(other._path(path), final)
@@ -340,15 +340,15 @@ class LocalStore:
         return self.root / path
 
     @contextlib.contextmanager
-    def _temporary(self, path: str, *, synced: bool = True) -> Iterator[tuple[BinaryIO, Path]]:
+    def _temporary(self, path: str, *, settled: bool = True) -> Iterator[tuple[BinaryIO, Path]]:
         """An open temporary file beside `path`, removed at the end if it still has that name.
 
-        `synced` is whether folders that have to be made for it are.
+        `settled` is whether folders that have to be made for it are.
         """
         final = self._path(path)
         temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
         with explained("write", final):
-            _make_folder(final.parent, synced=synced)
+            _make_folder(final.parent, settled=settled)
             try:
                 with temporary.open("xb") as file:
                     yield file, temporary
@@ -387,16 +387,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path, *, synced: bool) -> None:
-    """Make a folder and its parents; `synced`, each new one into its parent."""
+def _make_folder(folder: Path, *, settled: bool) -> None:
+    """Make a folder and its parents; `settled`, each new one synced into its parent."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent, synced=synced)
+    _make_folder(folder.parent, settled=settled)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    if synced:
+    if settled:
         _sync_folder(folder.parent)
 
 

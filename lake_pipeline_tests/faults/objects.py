@@ -151,7 +151,7 @@ def _points(scenario: Scenario) -> list[Point]:
     recording = scenario.folder / "requests.pickle"
     for path in sorted(path for path in scenario.base.rglob("*") if path.is_file()):
         name = path.relative_to(scenario.base).as_posix()
-        _request(_application(), "PUT", f"/{_BUCKET}/root/{name}", path.read_bytes())
+        _request(_application(), "PUT", f"/{_BUCKET}/{_ROOT}/{name}", path.read_bytes())
 
     def record() -> None:
         made: list[tuple[int, str, str]] = []
