@@ -14,16 +14,19 @@ from lake_pipeline_tests.optimizer.conftest import make_lake, noise_root
 
 __all__ = ["make_lake", "noise_root"]
 
-# Arrow starts its workers at their first task and keeps them.
+# Arrow starts its workers at their first task and keeps them. A joined thread's task is listed for a moment more.
 SCRIPT = """
-import json, os, sys
+import json, os, sys, time
 import duckdb, matplotlib.pyplot, numba, numpy, pyarrow.parquet
 from lake_pipeline.cli import lake
 found = {}
 for command in json.loads(sys.argv[1]):
     before = set(os.listdir("/proc/self/task"))
     lake(command, standalone_mode=False)
-    found[command[0]] = len(set(os.listdir("/proc/self/task")) - before)
+    deadline = time.monotonic() + 5
+    while (left := set(os.listdir("/proc/self/task")) - before) and time.monotonic() < deadline:
+        time.sleep(.01)
+    found[command[0]] = len(left)
 print(json.dumps(found))
 """
 
