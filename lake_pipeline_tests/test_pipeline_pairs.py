@@ -121,10 +121,10 @@ def test_a_run_whose_every_query_fails_once_is_the_same_run(
     run = start_run(lake, http_source_of(market.table), market.csv, MARKET_SPEC, "storm")
     for first in range(0, 256, 32):
         code = 503 if kind == "status" else 241
-        gateway.fail(Fault(kind, "ASOF", times=2, share=first / 256, code=code))
+        gateway.fail(Fault(kind, "lake_key", times=2, share=first / 256, code=code))
         buckets = [f"{number:02x}" for number in range(first, first + 32)]
         export_buckets(run, http_source_of(market.table), buckets)
-        asked = [served for served in gateway.served if "ASOF" in served.sql]
+        asked = [served for served in gateway.served if "lake_key" in served.sql]
         assert not asked or asked[0].fault == kind
     assert_same(seal(run).manifest, reference["plain"])
 

@@ -19,6 +19,7 @@ from lake_pipeline.core.schemas import REJECTED_CANDLES_SCHEMA, SLICE_SCHEMA
 
 __all__ = [
     "CHUNK_SCHEMA",
+    "KEY_TS_BITS",
     "PRICE_COLUMNS",
     "REJECT_REASONS",
     "VALUE_COLUMNS",
@@ -58,25 +59,25 @@ CHUNK_SCHEMA: Final = pa.schema(
 )
 
 # (mint index, time) in one sortable integer: 45 bits hold times from 1412 to 2527.
-_TS_BITS: Final = 45
-_TS_OFFSET: Final = 1 << (_TS_BITS - 1)
+KEY_TS_BITS: Final = 45
+_TS_OFFSET: Final = 1 << (KEY_TS_BITS - 1)
 
 
 def candle_keys(mint: Int64Array, ts_ms: Int64Array) -> Int64Array:
     """One int64 per (mint index, ts) that sorts like the pair; mint indices stay below 2**18."""
-    if len(mint) and int(mint.max()) >> (63 - _TS_BITS):
-        raise ValueError(f"candle_keys takes mint indices below {1 << (63 - _TS_BITS)}: split the mints")
-    return (mint << _TS_BITS) + (ts_ms + _TS_OFFSET)
+    if len(mint) and int(mint.max()) >> (63 - KEY_TS_BITS):
+        raise ValueError(f"candle_keys takes mint indices below {1 << (63 - KEY_TS_BITS)}: split the mints")
+    return (mint << KEY_TS_BITS) + (ts_ms + _TS_OFFSET)
 
 
 def key_mint(keys: Int64Array) -> Int64Array:
     """The mint index of each key."""
-    return keys >> _TS_BITS
+    return keys >> KEY_TS_BITS
 
 
 def key_ts_ms(keys: Int64Array) -> Int64Array:
     """The time of each key in ms."""
-    return (keys & ((1 << _TS_BITS) - 1)) - _TS_OFFSET
+    return (keys & ((1 << KEY_TS_BITS) - 1)) - _TS_OFFSET
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,12 @@ def float_rank(values: Float64Array) -> Int64Array:
 
 def _text_rank(column: pa.Array) -> Int64Array:
     """Integers that sort like the strings bytewise; null is the smallest."""
-    values = column.to_pylist()
-    rank = {
-        text: position for position, text in enumerate(sorted({v for v in values if v is not None}, key=str.encode))
-    }
-    return np.array([-1 if value is None else rank[value] for value in values], dtype=np.int64)
+    encoded = column.dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    position = {text: rank for rank, text in enumerate(sorted(texts, key=str.encode))}
+    ranks = np.array([*(position[text] for text in texts), -1], dtype=np.int64)
+    found: Int64Array = ranks[encoded.indices.fill_null(len(texts)).to_numpy()]
+    return found
 
 
 def reject_codes(values: dict[str, Float64Array]) -> npt.NDArray[np.int8]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lake_pipeline.core.candles import VALUE_COLUMNS, CandleBlock, candle_keys, float_rank
+from lake_pipeline.core.candles import VALUE_COLUMNS, CandleBlock, float_rank
 from lake_pipeline.core.canonical import sha256_hex
 from lake_pipeline.errors import ConfigError, EngineBusy, SourceError, SourceUnavailable
 from lake_pipeline.io.queries import (
@@ -289,7 +289,7 @@ class ClickHouseSource:
             f"read {len(request.mints)} mints",
             lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
         )
-        return _block(rows, 1000 if table.time_unit == "s" else 1)
+        return _block(rows)
 
     def fingerprint(self, request: SliceRequest) -> RowsFingerprint:
         """Count and checksum of the rows inside the request's windows, per mint."""
@@ -546,7 +546,7 @@ def _require_chdb() -> None:
         ) from error
 
 
-def _block(rows: pa.Table, unit_ms: int) -> CandleBlock:
+def _block(rows: pa.Table) -> CandleBlock:
     """Arrow columns as the arrays the core works on."""
 
     def numbers(name: str, dtype: npt.DTypeLike) -> Any:
@@ -559,7 +559,7 @@ def _block(rows: pa.Table, unit_ms: int) -> CandleBlock:
             [pa.array([], pa.string()), *rows.column("source").cast(pa.string()).chunks]
         ).dictionary_encode()
     return CandleBlock(
-        keys=candle_keys(numbers("m", np.int64), numbers("t", np.int64) * unit_ms),
+        keys=numbers("lake_key", np.int64),
         values={name: numbers(name, np.float64) for name in VALUE_COLUMNS},
         source=source,
         versions=versions,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 from clickhouse_connect.driver.binding import format_query_value, quote_identifier
 
-from lake_pipeline.core.candles import VALUE_COLUMNS
+from lake_pipeline.core.candles import KEY_TS_BITS, VALUE_COLUMNS, candle_keys
 from lake_pipeline.core.chains import chain_spellings
 from lake_pipeline.errors import ConfigError, SourceError
 from lake_pipeline.io.source import SliceRequest
@@ -110,20 +111,20 @@ class CandleTable:
 
     @property
     def time_unit(self) -> TimeUnit:
-        """What `time_expression` counts."""
+        """What the timestamp column counts."""
         if self.integer_unit:
             return self.integer_unit
         return "s" if _bare(self.types["timestamp"]).partition("(")[0] == "DateTime" else "ms"
 
     @property
     def time_expression(self) -> str:
-        """The candle's epoch time as an integer: the instant, whatever zone column, server or process have."""
+        """The candle's epoch time in ms: the instant, whatever zone column, server or process have."""
         column = self.column("timestamp")
         if self.types["timestamp"].startswith("Nullable"):
             column = f"assumeNotNull({column})"  # slice_query's range has dropped the nulls
         if self.integer_unit:
-            return f"toInt64({column})"
-        return f"toUnixTimestamp({column})" if self.time_unit == "s" else f"toUnixTimestamp64Milli({column})"
+            return f"toInt64({column})" + (" * 1000" if self.integer_unit == "s" else "")
+        return f"toUnixTimestamp({column}) * 1000" if self.time_unit == "s" else f"toUnixTimestamp64Milli({column})"
 
     def time_literal(self, ts_ms: int, *, up: bool) -> str:
         """A bound on the timestamp column itself, so that its index and partitions prune."""
@@ -219,25 +220,20 @@ def version_expression(table: CandleTable, role: str) -> str:
 
 
 def slice_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, Any]]:
-    """The query of one slice and its bound parameters.
-
-    Each row carries `m`, the request's mint index, instead of the mint itself, and `t` in the table's
-    time unit. The windows, disjoint per mint, are matched by an ASOF join on (mint, start): one probe
-    per candle however many windows there are.
-    """
+    """The query of one slice and its bound parameters: each row with its `candle_keys` key, as `lake_key`."""
     rows, parameters = _rows_of(table, request)
-    columns = {"m": "w.m", "t": table.time_expression, **_row_columns(table)}
-    return f"SELECT {', '.join(f'{column} AS {name}' for name, column in columns.items())} {rows}", parameters
+    columns = "".join(f", {column} AS {name}" for name, column in _row_columns(table).items())
+    return f"SELECT lake_key{columns} {rows}", parameters
 
 
 def fingerprint_query(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, Any]]:
     """How many rows `slice_query` gives for each mint index `m`, and a sum of their hashes, which no order changes."""
     rows, parameters = _rows_of(table, request)
     # A tuple has a hash where a column of it is null; a sum, unlike xor, tells two equal rows from none.
-    columns = ", ".join((table.time_expression, *_row_columns(table).values()))
+    columns = ", ".join(("lake_key", *_row_columns(table).values()))
     return (
-        "SELECT m, toInt64(count()) AS row_count, sum(h) AS checksum "
-        f"FROM (SELECT w.m AS m, cityHash64(tuple({columns})) AS h {rows}) GROUP BY m"
+        f"SELECT bitShiftRight(lake_key, {KEY_TS_BITS}) AS m, toInt64(count()) AS row_count, "
+        f"sum(cityHash64(tuple({columns}))) AS checksum {rows} GROUP BY m"
     ), parameters
 
 
@@ -254,21 +250,22 @@ def _row_columns(table: CandleTable) -> dict[str, str]:
 
 
 def _rows_of(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, Any]]:
-    """FROM and WHERE of a request's rows, as `c`, each with its window `w`, and the bound parameters."""
-    unit_ms = 1000 if table.time_unit == "s" else 1
-    # Bounds in the column's unit, rounded up: a candle at t is inside [start, end) for these as well.
-    starts, ends = -(-request.starts // unit_ms), -(-request.ends // unit_ms)
-    if table.time_unit == "s" and not table.integer_unit:
-        starts, ends = np.clip(starts, 0, _UNSIGNED_32_END), np.clip(ends, 0, _UNSIGNED_32_END)
-        cast = "UInt32"
-    else:
-        cast = "Int64"
-    tokens = format_query_value([request.mints[index] for index in request.mint])
+    """FROM and WHERE of a request's rows, as `c` and with their `lake_key`, and the bound parameters.
+
+    The windows, disjoint per mint, are ranges of keys: a row is inside the last one that starts at or before its key,
+    or in none. That takes one look-up of the mint and two of the window, however many windows there are, and no join.
+    """
+    token, time = table.column("token_address"), table.column("timestamp")
+    mints = format_query_value(list(request.mints))
+    epoch = candle_keys(np.arange(len(request.mints)), np.zeros(len(request.mints), np.int64))
+    starts, ends = candle_keys(request.mint, request.starts), candle_keys(request.mint, request.ends)
+    key = f"transform({token}, {mints}, {_int64s(epoch)}, toInt64(0)) + {table.time_expression}"
     where = [
-        f"{table.column('token_address')} IN {_in_list(request.mints)}",
-        f"{table.column('timestamp')} >= {table.time_literal(int(request.starts.min()), up=True)}",
-        f"{table.column('timestamp')} < {table.time_literal(int(request.ends.max()), up=True)}",
-        f"{table.time_expression} < w.e",
+        f"{token} IN {_in_list(request.mints)}",
+        f"{time} >= {table.time_literal(int(request.starts.min()), up=True)}",
+        f"{time} < {table.time_literal(int(request.ends.max()), up=True)}",
+        f"({key} AS lake_key) >= (roundDown(lake_key, {_int64s(starts)}) AS lake_start)",
+        f"lake_key < transform(lake_start, {_int64s(starts)}, {_int64s(ends)}, toInt64(0))",
     ]
     span_ms = (int(request.ends.max()) - int(request.starts.min())) * len(request.mints)
     if span_ms > _PRUNE_ABOVE * int((request.ends - request.starts).sum()):
@@ -280,23 +277,18 @@ def _rows_of(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, 
     if "interval_seconds" in table.columns:
         where.append(f"{table.column('interval_seconds')} = {{interval:UInt32}}")
         parameters["interval"] = request.spec.interval_s
-    query = (
-        f"FROM {table.qualified} AS c "
-        "ASOF INNER JOIN (SELECT x.1 AS k, x.2 AS m, x.3 AS s, x.4 AS e FROM (SELECT arrayJoin(arrayZip("
-        f"{tokens}, CAST({request.mint.tolist()} AS Array(UInt32)), "
-        f"CAST({starts.tolist()} AS Array({cast})), CAST({ends.tolist()} AS Array({cast})))) AS x)) AS w "
-        f"ON {table.column('token_address')} = w.k AND {table.time_expression} >= w.s "
-        f"WHERE {' AND '.join(where)}"
-    )
-    return query, parameters
+    return f"FROM {table.qualified} AS c WHERE {' AND '.join(where)}", parameters
+
+
+def _int64s(values: npt.NDArray[np.int64]) -> str:
+    return f"CAST({values.tolist()} AS Array(Int64))"
 
 
 def _near_windows(table: CandleTable, request: SliceRequest) -> str:
-    """The windows as (mint, time step) pairs, for the primary index and for the rows of what it leaves.
+    """The windows as (mint, time step) pairs, for the primary index alone.
 
     A condition on mints and one time range reads all of each mint's history in between. Steps are half a window
-    long on average, a few pairs a window; `intDiv(toInt64(...))` is a form the index analysis sees through. It drops
-    no row of a window, and most of the others before their prices are unpacked and joined.
+    long on average, a few pairs a window; `intDiv(toInt64(...))` is a form the index analysis sees through.
     """
     unit_ms = 1 if table.integer_unit == "ms" else 1000
     starts, ends = request.starts // unit_ms, -(-request.ends // unit_ms)
@@ -308,7 +300,7 @@ def _near_windows(table: CandleTable, request: SliceRequest) -> str:
     mints = [request.mints[index] for index in np.repeat(request.mint, counts).tolist()]
     pairs = tuple(zip(mints, (np.repeat(first, counts) + within).tolist(), strict=True))
     token, time = table.column("token_address"), table.column("timestamp")
-    return f"({token}, intDiv(toInt64({time}), {step})) IN {format_query_value(pairs)}"
+    return f"indexHint(({token}, intDiv(toInt64({time}), {step})) IN {format_query_value(pairs)})"
 
 
 def _in_list(values: Sequence[str]) -> str:

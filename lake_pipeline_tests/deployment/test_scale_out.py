@@ -70,7 +70,7 @@ def test_two_range_runs_at_once_make_one_run_that_the_sensor_seals(
 
     home.turn_on("seal_when_complete")
     # Nobody gets candles until both runs ask for them.
-    gateway.fail(Fault("hang", match="ASOF", times=10_000, seconds=1))
+    gateway.fail(Fault("hang", match="lake_key", times=10_000, seconds=1))
     with home.daemon():
         home.backfill(["alerts", "candles"], run, {"table": table, "threads": 1})
         both = home.until(

@@ -125,7 +125,7 @@ def test_a_fault_that_passes_is_waited_out_and_the_result_is_whole(
     gateway.profile = {"max_block_size": "4"}  # a result of several blocks, any of which may be the last to come
     source = http_source_of(base, sleep=waits.append)
     source.table()
-    fault = replace(PASSING[name], match="ASOF")
+    fault = replace(PASSING[name], match="lake_key")
     gateway.fail(fault)
     assert read(source, ALERTS) == EXPECTED
     assert failed(gateway) == [fault.kind] * 2
@@ -144,7 +144,7 @@ def test_a_fault_that_does_not_pass_is_a_transient_error_after_four_attempts(
     waits: list[float] = []
     source = http_source_of(base, sleep=waits.append)
     source.table()
-    gateway.fail(replace(PASSING[name], match="ASOF", times=99))
+    gateway.fail(replace(PASSING[name], match="lake_key", times=99))
     with pytest.raises(SourceUnavailable, match=r"\(tried 4 times\)$"):
         read(source, ALERTS)
     assert waits == [0.5, 2.0, 8.0]
@@ -197,9 +197,9 @@ def test_a_server_that_is_silent_is_an_error_and_not_a_hang(
     dsn = f"clickhouse://127.0.0.1:{gateway.port}?send_receive_timeout=1"
     source = http_source_of(base, CLICKHOUSE_DSN=dsn)
     source.table()
-    gateway.fail(Fault("hang", "ASOF", seconds=3))
+    gateway.fail(Fault("hang", "lake_key", seconds=3))
     assert read(source, ALERTS) == EXPECTED
-    gateway.fail(Fault("hang", "ASOF", times=99, seconds=3))
+    gateway.fail(Fault("hang", "lake_key", times=99, seconds=3))
     started = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"did not answer: .*[Tt]imed out.*\(tried 4 times\)"):
         read(source, ALERTS)
@@ -215,7 +215,7 @@ def test_a_slow_answer_is_waited_for(gateway: Gateway, base: str, http_source_of
     waits: list[float] = []
     source = http_source_of(base, sleep=waits.append)
     source.table()
-    gateway.fail(Fault("drip", "ASOF", seconds=1))
+    gateway.fail(Fault("drip", "lake_key", seconds=1))
     assert read(source, ALERTS) == EXPECTED
     assert failed(gateway) == ["drip"]
     assert waits == []
@@ -231,7 +231,7 @@ def test_a_fault_that_cannot_pass_is_named_at_once(
     waits: list[float] = []
     source = http_source_of(base, sleep=waits.append)
     source.table()
-    gateway.fail(replace(LASTING[name], match="ASOF"))
+    gateway.fail(replace(LASTING[name], match="lake_key"))
     with pytest.raises(SourceError, match=f"ClickHouse at 127.0.0.1:{gateway.port}") as caught:
         read(source, ALERTS)
     assert not caught.value.transient
