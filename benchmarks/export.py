@@ -2,10 +2,11 @@
 
     python benchmarks/export.py --scale full --rounds 3 FOLDER
 
-Every contestant runs in a fresh process, in turns, `rounds` times, and finds the database in the file cache; medians
-and ratios are printed, written to FOLDER/results.json, and drawn with `--plot`. `job` is what users start: the Dagster
-job by the `lake` command, from command line to exit. At scale `full`, the same export is also made with 16 times the
-alerts, on histories 4.4 times as long, of 1-second candles with and without window pruning, and a second time.
+Every contestant runs in a fresh process, in turns, `rounds` times, and finds the database and its program in the file
+cache; medians and ratios are printed, written to FOLDER/results.json, and drawn with `--plot`. `job` is what users
+start: the Dagster job by the `lake` command, from command line to exit. At scale `full`, the same export is also made
+with 16 times the alerts, on histories 4.4 times as long, of 1-second candles with and without window pruning, and a
+second time.
 """
 
 from __future__ import annotations
@@ -317,7 +318,7 @@ AGAIN = ("again", "again, job")
 
 def case_of(name: str, scale: str, folder: Path) -> Case:
     data, alerts, _ = CONTESTANTS[name]
-    used = data or scale
+    used = data if data and scale != "tiny" else scale
     return Case(SCALES[used], folder / used, alerts)
 
 
@@ -330,10 +331,18 @@ def run_once(name: str, scale: str, folder: Path) -> dict[str, float]:
             with path.open("rb", buffering=0) as file:
                 while file.read(1 << 20):
                     pass
-    command = [sys.executable, __file__, "--only", name, "--scale", scale, str(folder)]
-    environment = {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
+
+    def contest(scale: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, __file__, "--only", name, "--scale", scale, str(folder)]
+        environment = {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+
+    tiny = case_of(name, "tiny", folder).folder
+    clear(tiny)
+    contest("tiny")  # for its program, which the databases have pushed out
+    clear(tiny)
     started = time.monotonic()
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = contest(scale)
     seconds = time.monotonic() - started
     result = json.loads(done.stdout.splitlines()[-1])
     size = sum(path.stat().st_size for path in (case.folder / SINK).rglob("*.parquet"))
@@ -355,7 +364,7 @@ def run_here(name: str, scale: str, folder: Path) -> dict[str, float]:
 
 def run_all(scale: str, folder: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
     names = [name for name, (data, _, _) in CONTESTANTS.items() if not data or scale == "full"]
-    for used in sorted({case_of(name, scale, folder).folder.name for name in names}):
+    for used in sorted({"tiny", *(case_of(name, scale, folder).folder.name for name in names)}):
         generate(SCALES[used], folder / used)
         shutil.rmtree(folder / used / "lake", ignore_errors=True)  # runs of other benchmarks would be reused
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -416,7 +425,7 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
         ("hashing, share of the job", parts.get("hash", 0) / 2 / wall * 100, 7, " %"),
         ("coverage, share of the job", parts.get("coverage", 0) / 2 / wall * 100, 10, " %"),
         ("Dagster's share: job minus engine", median["job"]["seconds"] - engine["seconds"], 8, " s"),
-        ("second identical export", median["again"]["seconds"] / engine["seconds"] * 100, 15, " %"),
+        ("second identical export, both without start-up", median["again"]["own"] / engine["own"] * 100, 15, " %"),
         ("one alert's slice, warm", median["reading"]["slice"], 25, " ms"),
         ("slice against DuckDB by hand", median["reading"]["slice"] / median["reading"]["duckdb"], 1.0, "x"),
         ("1,000 runs listed, from command line to exit", median["reading"]["list"] / 1000, 1.0, " s"),
@@ -471,7 +480,7 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "full"), default="small")
+    parser.add_argument("--scale", choices=("tiny", "small", "full"), default="small")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="draw the comparison into this file")
     parser.add_argument("--only", choices=CONTESTANTS, help="run one contestant in this process and print its figures")
