@@ -258,14 +258,16 @@ def _rows_of(table: CandleTable, request: SliceRequest) -> tuple[str, dict[str, 
     token, time = table.column("token_address"), table.column("timestamp")
     mints = format_query_value(list(request.mints))
     epoch = candle_keys(np.arange(len(request.mints)), np.zeros(len(request.mints), np.int64))
-    starts, ends = candle_keys(request.mint, request.starts), candle_keys(request.mint, request.ends)
+    starts, ends = (_int64s(candle_keys(request.mint, bounds)) for bounds in (request.starts, request.ends))
+    # What `transform` gives for a value it does not know is never seen: other mints are dropped by IN, and each start
+    # has its end.
     key = f"transform({token}, {mints}, {_int64s(epoch)}, toInt64(0)) + {table.time_expression}"
     where = [
         f"{token} IN {_in_list(request.mints)}",
         f"{time} >= {table.time_literal(int(request.starts.min()), up=True)}",
         f"{time} < {table.time_literal(int(request.ends.max()), up=True)}",
-        f"({key} AS lake_key) >= (roundDown(lake_key, {_int64s(starts)}) AS lake_start)",
-        f"lake_key < transform(lake_start, {_int64s(starts)}, {_int64s(ends)}, toInt64(0))",
+        f"({key} AS lake_key) >= (roundDown(lake_key, {starts}) AS lake_start)",
+        f"lake_key < transform(lake_start, {starts}, {ends}, toInt64(0))",
     ]
     span_ms = (int(request.ends.max()) - int(request.starts.min())) * len(request.mints)
     if span_ms > _PRUNE_ABOVE * int((request.ends - request.starts).sum()):
