@@ -147,12 +147,16 @@ class DagsterHome:
         wanted = {f"lake/{name}": value for name, value in tags.items()}
         return list(reversed(self.instance.get_runs(dg.RunsFilter(tags=wanted))))
 
-    def ticks(self, name: str) -> list[Any]:
-        """Ticks of a schedule or sensor, oldest first."""
+    def ticks(self, name: str, since: float = 0) -> list[Any]:
+        """Ticks of a schedule or sensor that began after `since` (Unix seconds) and have ended, oldest first.
+
+        One that is running, or was cut off with its daemon, has no result to look at.
+        """
         for state in self.instance.all_instigator_state():
             if state.instigator_name == name:
                 ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id)
-                return list(reversed(ticks))
+                ended = [each for each in ticks if each.timestamp > since and each.status.value != "STARTED"]
+                return list(reversed(ended))
         return []
 
     def cursor(self, name: str) -> str | None:
