@@ -48,7 +48,7 @@ SCALES = {
     "long": Scale(6_000, 44_000, 60, 3_000, 5_000, "pre52_post4948", 10_000),
     "small": Scale(300, 10_000, 60, 150, 250, "pre52_post4948", 10_000),
     "tiny": Scale(20, 1_000, 60, 10, 40, "pre52_post248", 1_000),
-    "seconds": Scale(600, 172_800, 1, 400, 500, "pre60_post900", 172_800),
+    "seconds": Scale(2_400, 172_800, 1, 1_600, 2_000, "pre60_post900", 172_800),
 }
 
 
@@ -105,9 +105,11 @@ def write_alerts(scale: Scale, path: Path, alerts: int, seed: int = 7) -> None:
 
 
 def generate(scale: Scale, folder: Path) -> None:
-    """Fill `folder`; a folder that is complete already is left alone."""
+    """Fill `folder`; one that is complete already is left alone, if its data are these."""
     done = folder / "complete"
     if done.exists():
+        if done.read_text(encoding="utf-8") != repr(scale):
+            raise RuntimeError(f"{folder} holds other data than {scale}: remove it")
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_alerts(scale, folder / "alerts.csv", scale.alerts)
@@ -117,8 +119,11 @@ def generate(scale: Scale, folder: Path) -> None:
         source.call("create", lambda client: client.command(CREATE_CANDLES.format(table=table)))
         for batch in candle_batches(scale):
             source.call("insert", lambda client, batch=batch: client.insert_arrow(source.config.table, batch))
-        source.call("merge", lambda client: client.command(f"OPTIMIZE TABLE {table} FINAL"))
-    done.touch()
+        # Without the settings, a disk too full to merge on and a merge that takes two minutes are no error, and merges
+        # would go on beside the contestants.
+        merge = f"OPTIMIZE TABLE {table} FINAL SETTINGS optimize_throw_if_noop = 1, lock_acquire_timeout = 7200"
+        source.call("merge", lambda client: client.command(merge))
+    done.write_text(repr(scale), encoding="utf-8")
 
 
 if __name__ == "__main__":

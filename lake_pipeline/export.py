@@ -230,9 +230,10 @@ def export_buckets(
     _check_limits(buckets, threads, max_rows_in_flight)
     started = time.monotonic()
     alerts = run.alerts()
+    sealed = run.sealed  # before the look at the buckets: another process may commit the last ones and seal meanwhile
     states = run.bucket_states(buckets, threads)
     invalid = [state for state in states if state.receipt is None]
-    if invalid and run.sealed:
+    if invalid and sealed:
         faults = [f"bucket {state.bucket}: {state.problem}" for state in invalid]
         raise VerificationFailed.of(run.run_id, faults)
     done: dict[str, BucketResult] = {}
@@ -562,10 +563,11 @@ class _Exporter:
             return {}
         done: dict[str, BucketResult | LakeError] = {}
         try:
+            sealed = self.run.sealed  # first, as above
             for state in self.run.bucket_states(buckets):
                 if state.receipt:
                     done[state.bucket] = BucketResult.of(state.receipt, skipped=True)
-            if len(done) < len(buckets) and self.run.sealed:
+            if len(done) < len(buckets) and sealed:
                 raise self._sealed_meanwhile()
         except LakeError as error:
             return dict.fromkeys(buckets, error) | done

@@ -98,7 +98,7 @@ def read_during_exports(processes: Sequence[PipelineProcess], data_root: str, re
     exporter = threading.Thread(target=export)
     exporter.start()
     try:
-        while log.reads < reads and not failures:
+        while (log.reads < reads or log.runs < 2) and exporter.is_alive() and not failures:
             for run_id in list_run_ids(open_store(data_root))[-2:]:
                 try:
                     run = open_run(run_id, data_root)

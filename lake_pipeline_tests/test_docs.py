@@ -29,7 +29,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 def copy_of_the_project(folder: Path) -> Path:
     """The project as a clone has it, in this new folder, with this environment in place of the one make builds."""
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", ".dagster", "data", "slices", "site", "*.egg-info", "__pycache__", ".*_cache"
+        ".git", ".venv", ".dagster", "data", "slices", "site", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
     )
     shutil.copytree(PROJECT, folder, ignore=ignored)
     (folder / ".venv").mkdir()

@@ -27,7 +27,7 @@ from lake_pipeline.errors import BucketsFailed, ConfigError, RunError, RunMismat
 from lake_pipeline.export import BucketResult, export_buckets, identify_run, load_alerts, snapshot_alerts
 from lake_pipeline.io import layout
 from lake_pipeline.io.clickhouse import ClickHouseSource
-from lake_pipeline.io.store import LocalStore, Sink
+from lake_pipeline.io.store import LocalStore, Sink, StoredFile
 from lake_pipeline.run import Run, list_run_ids, load_run
 from lake_pipeline.seal import cover_run, seal_run
 from lake_pipeline.verify import verify_run
@@ -487,6 +487,27 @@ def test_what_goes_while_it_is_looked_at_is_missing(exported: Run, market: Marke
     run = replace(exported, store=Going(exported.store.root))
     assert run.bucket_states([bucket])[0].problem == f"{part} is missing"
     assert run.bucket_states([bucket])[0].problem == "missing"
+
+
+def test_a_run_that_others_seal_while_its_buckets_are_looked_at_is_taken_as_it_is(
+    lake: LocalStore, market: Market, market_source: ClickHouseSource
+) -> None:
+    run = start_run(lake, market_source, market.csv, MARKET_SPEC, "overtaken")
+    export_buckets(run, market_source, ALL_BUCKETS[1:])
+
+    class Overtaken(LocalStore):
+        """After the list of the receipts there are, another process commits the one that lacks and seals."""
+
+        def files(self, path: str = "") -> list[StoredFile]:
+            found = super().files(path)
+            if path == layout.RECEIPTS and not run.sealed:
+                export_buckets(run, market_source)
+                seal(run)
+            return found
+
+    results = export_buckets(replace(run, store=Overtaken(run.store.root)), market_source)
+    assert [each.bucket for each in results] == list(ALL_BUCKETS)
+    assert all(each.skipped for each in results)
 
 
 def test_a_snapshot_that_is_slow_writes_nothing_into_a_run_that_was_sealed_meanwhile(

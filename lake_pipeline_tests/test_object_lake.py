@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,31 @@ def test_processes_exporting_one_run_at_once_make_one_run(
     for thread in threads:
         thread.join()
     assert failures == []
+    assert contents(run.store) == contents(load_run(sealed_lake, "plain").store)
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_run_that_others_seal_while_its_buckets_are_looked_at_is_taken_as_it_is(
+    objects: ObjectStore, sealed_lake: LocalStore, market: Market, market_source: ClickHouseSource, look: int
+) -> None:
+    run = start_run(objects, market_source, market.csv, MARKET_SPEC, "plain")
+    looks = 0
+
+    class Overtaken(ObjectStore):
+        """After the list of the receipts there are, another process exports and seals."""
+
+        def files(self, path: str = "") -> list[StoredFile]:
+            nonlocal looks
+            found = super().files(path)
+            if path == layout.RECEIPTS:
+                looks += 1
+                if looks == look:
+                    export_buckets(run, market_source)
+                    seal_run(run)
+            return found
+
+    results = export_buckets(replace(run, store=Overtaken(run.store.uri)), market_source)
+    assert all(result.skipped for result in results)
     assert contents(run.store) == contents(load_run(sealed_lake, "plain").store)
 
 

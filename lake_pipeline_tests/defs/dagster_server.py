@@ -21,7 +21,7 @@ from typing import Any
 PROJECT = Path(__file__).parents[2]
 LOCATION = "lake_pipeline"
 REPOSITORY = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}
-_DEADLINE_S = 600.0
+_DEADLINE_S = 1800.0
 _DONE = {"SUCCESS", "FAILURE", "CANCELED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "FAILED"}
 
 
@@ -35,7 +35,7 @@ class DagsterServer:
         """The one field of a GraphQL query's answer."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             answer = json.load(response)
         assert not answer.get("errors"), answer
         (found,) = answer["data"].values()

@@ -124,15 +124,13 @@ class DagsterHome:
             yield
         finally:
             process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(120)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
-    def until(self, what: str, look: Callable[[], Found | None], timeout_s: float = 150) -> Found:
+    def until(self, what: str, look: Callable[[], Found | None], timeout_s: float = 600) -> Found:
         """What `look` finds, as soon as it finds something; AssertionError with the daemon's log after the time-out."""
         deadline = time.monotonic() + timeout_s
         while not (found := look()):

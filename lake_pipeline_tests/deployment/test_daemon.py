@@ -46,9 +46,11 @@ def chat() -> Iterator[tuple[str, list[str]]]:
 def test_everything_fires_under_a_daemon_and_a_restart_repeats_nothing(
     engine: ClickHouseSource, gateway: Gateway, table: str, chat: tuple[str, list[str]], tmp_path: Path
 ) -> None:
-    today = dt.datetime.now(dt.UTC).date()
+    now = dt.datetime.now(dt.UTC)
+    if now.hour == 23 and now.minute >= 45:
+        pytest.skip("would run over midnight, where the day of the nightly run is another one")
     candles, alerts = small_market(mints=4)
-    days = [today - dt.timedelta(days=back) for back in (2, 1, 0)]  # today's for a test that runs over midnight
+    days = [now.date() - dt.timedelta(days=back) for back in (2, 1)]
     shifts = [int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp() * 1000) - T0_MS for day in days]
     create_table(engine, table, [replace(each, ts_ms=each.ts_ms + shift) for shift in shifts for each in candles])
     for day, shift in zip(days, shifts, strict=True):
@@ -93,7 +95,7 @@ def test_everything_fires_under_a_daemon_and_a_restart_repeats_nothing(
         run = {"alerts": str(tmp_path / f"{days[1]}.csv"), "run_id": "multi", **settings}
         home.backfill(["alerts", "candles"], run, source)
         home.until("the multi_run backfill to be sealed", lambda: is_sealed("multi"))
-        home.until("the nightly run to be sealed", lambda: any(is_sealed(f"nightly_{day}") for day in days))
+        home.until("the nightly run to be sealed", lambda: is_sealed(f"nightly_{days[1]}"))
         (good,) = home.until("the inbox", lambda: [r for r in home.runs(started_by="alerts_inbox") if r.is_success])
         home.until("the message of the failed run", lambda: told)
         home.until(
@@ -108,7 +110,7 @@ def test_everything_fires_under_a_daemon_and_a_restart_repeats_nothing(
     assert seal.is_success
     assert open_run("multi", str(lake.root)).verify().ok
     (nightly,) = home.runs(started_by="nightly_export")
-    assert nightly.tags["lake/run_id"] in {f"nightly_{day}" for day in days[1:]}
+    assert nightly.tags["lake/run_id"] == f"nightly_{days[1]}"
     assert open_run(good.tags["lake/run_id"], str(lake.root)).alerts().num_rows == len(alerts)
     (message,) = told
     assert f"lake run {bad_run}" in message

@@ -26,8 +26,9 @@ from lake_pipeline_tests.gateway import Fault, Gateway, Kind
 
 # --- faults of the gateway -------------------------------------------------------------------------------------------
 
-# A server that is silent for so long counts as gone; otherwise it is five minutes.
-_PATIENCE_S: Final = 1
+# A server that is silent for so long counts as gone: soon where it is to be silent, else not while it is only slow.
+_PATIENCE_S: Final = 60
+_PATIENCE_WITH_SILENCE_S: Final = 1
 _ALWAYS: Final = 1_000_000
 # Beside the gateway's own kinds: nobody listens, the account is another, the server is.
 _REFUSED, _PASSWORD, _VERSION = "refused", "wrong password", "wrong version"
@@ -40,7 +41,9 @@ def _faults() -> dict[str, Fault | None]:
         codes = {"error": (241, 47), "status": (503, 404)}.get(kind, (241,))
         for code in codes:
             name = f"{kind} {code}" if len(codes) > 1 else kind
-            faults[name] = Fault(kind, code=code, seconds={"hang": _PATIENCE_S + 1.0, "drip": 0.2}.get(kind, 0.0))
+            faults[name] = Fault(
+                kind, code=code, seconds={"hang": _PATIENCE_WITH_SILENCE_S + 1.0, "drip": 0.2}.get(kind, 0.0)
+            )
     return faults
 
 
@@ -58,8 +61,8 @@ def _gateway(folder: Path) -> Gateway:
     return gateway
 
 
-def _config(gateway: Gateway) -> SourceConfig:
-    dsn = f"http://lake:s3cret-word@127.0.0.1:{gateway.port}/?send_receive_timeout={_PATIENCE_S}"
+def _config(gateway: Gateway, patience_s: int = _PATIENCE_S) -> SourceConfig:
+    dsn = f"http://lake:s3cret-word@127.0.0.1:{gateway.port}/?send_receive_timeout={patience_s}"
     return SourceConfig("not used", dsn=dsn, table=TABLE)
 
 
@@ -68,6 +71,7 @@ def _exported(scenario: Scenario, root: Path, name: str | None, number: int, las
     gateway = _gateway(scenario.folder)
     fault = _FAULTS[name] if name else None
     gateway.fail(*[dataclasses.replace(fault, skip=number, times=_ALWAYS if lasting else 1)] if fault else [])
+    config = _config(gateway, _PATIENCE_WITH_SILENCE_S if name == "hang" else _PATIENCE_S)
     down = False
 
     def happen(request: int) -> None:
@@ -90,7 +94,7 @@ def _exported(scenario: Scenario, root: Path, name: str | None, number: int, las
 
     gateway.on_request = happen
     try:
-        with ClickHouseSource(_config(gateway), sleep=lambda seconds: None if lasting else recover()) as source:
+        with ClickHouseSource(config, sleep=lambda seconds: None if lasting else recover()) as source:
             export(root, scenario.alerts, source)
     except LakeError as error:
         return str(error), True

@@ -285,7 +285,7 @@ def test_a_file_the_system_will_not_let_grow_leaves_nothing(tmp_path: Path) -> N
 def _hold(root: str, exclusive: bool, held: object, release: object) -> None:
     with LocalStore(Path(root)).lock(exclusive=exclusive):
         held.set()  # type: ignore[attr-defined]
-        release.wait(20)  # type: ignore[attr-defined]
+        release.wait(120)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -306,16 +306,16 @@ def test_a_lock_holds_between_processes_and_shared_ones_go_together(
             entered.set()
 
     try:
-        assert held.wait(20)
+        assert held.wait(120)
         thread = threading.Thread(target=enter)
         thread.start()
-        assert entered.wait(0.3 if waits else 20) is not waits
+        assert entered.wait(0.3 if waits else 120) is not waits
         release.set()
-        assert entered.wait(20)
+        assert entered.wait(120)
         thread.join()
     finally:
         release.set()
-        process.join(20)
+        process.join(120)
     assert process.exitcode == 0
     assert names(lake.root) == set()
 
