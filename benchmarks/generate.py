@@ -4,7 +4,8 @@
 
 fills `FOLDER/clickhouse` (an embedded engine) and writes `FOLDER/alerts*.csv`. Scales: `full` is 60 M one-minute
 candles of 6,000 mints and 5,000 alerts on 3,000 of them; `long` has the same windows in histories 4.4 times as long;
-`small` is a twentieth of `full`; `seconds` is 1-second candles with two-day histories, where reading too much matters.
+`small` is a twentieth of `full`, `tiny` takes no time; `seconds` is 1-second candles with two-day histories, where
+reading too much matters.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SCALES = {
     "full": Scale(6_000, 10_000, 60, 3_000, 5_000, "pre52_post4948", 10_000),
     "long": Scale(6_000, 44_000, 60, 3_000, 5_000, "pre52_post4948", 10_000),
     "small": Scale(300, 10_000, 60, 150, 250, "pre52_post4948", 10_000),
+    "tiny": Scale(20, 1_000, 60, 10, 40, "pre52_post248", 1_000),
     "seconds": Scale(600, 172_800, 1, 400, 500, "pre60_post900", 172_800),
 }
 
