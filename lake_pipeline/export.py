@@ -563,7 +563,7 @@ class _Exporter:
             return {}
         done: dict[str, BucketResult | LakeError] = {}
         try:
-            sealed = self.run.sealed  # first, as above
+            sealed = self.run.sealed  # before the look, as in `export_buckets`
             for state in self.run.bucket_states(buckets):
                 if state.receipt:
                     done[state.bucket] = BucketResult.of(state.receipt, skipped=True)

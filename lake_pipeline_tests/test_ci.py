@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def run_script(clone: Path, script: str, **environment: str) -> subprocess.Compl
 def test_the_shell_version_exports_seals_verifies_and_reports_in_few_lines(clone: Path) -> None:
     (script,) = SHELL
     summary = clone.parent / "summary.txt"
+    started = time.monotonic()
     done = run_script(clone, script, LAKE_RUN_ID="nightly-1", GITHUB_STEP_SUMMARY=str(summary))
+    seconds = time.monotonic() - started
     assert done.returncode == 0, done.stdout
     assert (clone / "data/lake/runs/run_id=nightly-1/manifest.json").exists()
     assert "<title>nightly-1" in (clone / "report.html").read_text(encoding="utf-8")
@@ -52,6 +55,7 @@ def test_the_shell_version_exports_seals_verifies_and_reports_in_few_lines(clone
     assert "DEBUG" not in done.stdout
     assert "Warning" not in done.stdout
     exported = [line for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert 2 <= len(exported) <= max(6, 3 + seconds / 5)  # a line in five seconds while candles are exported
     assert re.fullmatch(
         r"\S+ candles: 256 of 256 buckets, 137,772 candles, [\d,]+ a second, 0 s to go", exported[-2]
     ), exported
