@@ -134,7 +134,6 @@ def floors(case: Case) -> dict[str, float]:
 
     from lake_pipeline.core.buckets import ALL_BUCKETS
     from lake_pipeline.core.plan import build_plan, group_buckets
-    from lake_pipeline.io.clickhouse import _SETTINGS
     from lake_pipeline.io.queries import slice_query
     from lake_pipeline.io.source import SliceRequest
     from lake_pipeline.settings import RunSettings, SourceSettings
@@ -161,7 +160,7 @@ def floors(case: Case) -> dict[str, float]:
             return int(
                 source.call(
                     "sum",
-                    lambda client: client.query(f"SELECT {totals}{body}", parameters=parameters, settings=_SETTINGS),
+                    lambda client: client.query(f"SELECT {totals}{body}", parameters=parameters),
                 ).result_rows[0][0]
             )
 

@@ -73,16 +73,11 @@ _ADVICE: Final[Mapping[int, str]] = {
     497: "the user may not read this: grant SELECT on the candle table",
     516: "authentication failed: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
 }
-# One thread per query: the export runs several queries at once. Windows are literals, so the text is long. Blocks are
-# not cut short for wide rows: a tenth less for a query.
-_SETTINGS: Final[dict[str, Any]] = {
-    "max_threads": 1,
+# Set once for each client: the driver's settings for a single query cost the embedded engine ten statements more.
+# Windows are literals, so the text of a query is long. A profile on the server may make its limits, or a shard that is
+# down, cut results short silently: here they raise.
+_CLIENT_SETTINGS: Final[dict[str, Any]] = {
     "max_query_size": 1 << 28,
-    "preferred_block_size_bytes": 0,
-    "session_timezone": "UTC",
-}
-# A profile on the server may make its limits, or a shard that is down, cut results short silently: here they raise.
-_WHOLE_RESULTS: Final[dict[str, Any]] = {
     **dict.fromkeys(
         (
             "distinct_overflow_mode",
@@ -287,7 +282,7 @@ class ClickHouseSource:
         query, parameters = slice_query(table, request)
         rows = self.call(
             f"read {len(request.mints)} mints",
-            lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
+            lambda client: client.query_arrow(query, parameters=parameters),
         )
         return _block(rows)
 
@@ -296,7 +291,7 @@ class ClickHouseSource:
         query, parameters = fingerprint_query(self.table(), request)
         found = self.call(
             f"count the candles of {len(request.mints)} mints",
-            lambda client: client.query_arrow(query, parameters=parameters, settings=_SETTINGS),
+            lambda client: client.query_arrow(query, parameters=parameters),
         )
         rows, checksum = np.zeros(len(request.mints), np.int64), np.zeros(len(request.mints), np.uint64)
         mint = found.column("m").to_numpy()
@@ -398,7 +393,7 @@ class ClickHouseSource:
                 except TypeError as error:  # DSN options are keyword arguments of the driver
                     raise ConfigError(f"the ClickHouse DSN has an option the driver does not take: {error}") from error
                 self._require_version(client)
-            for name, value in _WHOLE_RESULTS.items():
+            for name, value in _CLIENT_SETTINGS.items():
                 client.set_client_setting(name, value)
             return client
 

@@ -322,7 +322,7 @@ def test_a_profile_that_cuts_results_short_is_an_error(
     with pytest.raises(SourceError, match="Code: 158"):
         read(source, ALERTS, spec)
     gateway.profile = {}
-    monkeypatch.setattr("lake_pipeline.io.clickhouse._WHOLE_RESULTS", {})
+    monkeypatch.setattr("lake_pipeline.io.clickhouse._CLIENT_SETTINGS", {})
     unguarded = http_source_of(long_table)
     unguarded.table()
     gateway.profile = profile

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from lake_pipeline.core.plan import SLICE_MINTS
 from lake_pipeline.io.clickhouse import ClickHouseSource
 from lake_pipeline.io.queries import slice_query
-from lake_pipeline_tests.candles_for_tests import T0_MS, Alert, Candle, create_table
+from lake_pipeline_tests.candles_for_tests import T0_MS, Alert, Candle, create_table, mint_name
 from lake_pipeline_tests.conftest import SourceFactory
 from lake_pipeline_tests.io.test_clickhouse import inside, read, request_for, rows_of_candles
 
@@ -86,3 +87,27 @@ def test_windows_that_fill_their_histories_ask_nothing_more_of_the_index(
     create_table(engine, table, history("A", T0_MS))
     _, request = request_for([Alert("1", "MintA", T0_MS), Alert("2", "MintB", T0_MS)])
     assert "intDiv" not in slice_query(source_of(table).table(), request)[0]
+
+
+def test_a_query_has_its_settings_of_its_own_text(
+    engine: ClickHouseSource, table: str, source_of: SourceFactory
+) -> None:
+    base = create_table(engine, f"{table}_base", [Candle("A", T0_MS)])
+    settings = "toFloat64(getSetting('max_threads')) AS volume, getSetting('session_timezone') AS source"
+    engine.call("create", lambda c: c.command(f"CREATE VIEW {table} AS SELECT * REPLACE ({settings}) FROM {base}"))
+    _, request = request_for([Alert("1", "A", T0_MS)])
+    source = source_of(table)
+    for _ in range(2):
+        block = source.read(request)
+        assert (block.values["volume"].tolist(), block.source.to_pylist()) == ([1.0], ["UTC"])
+    assert source.fingerprint(request).rows.tolist() == [1]
+
+
+def test_the_text_of_a_query_may_be_long(engine: ClickHouseSource, table: str, source_of: SourceFactory) -> None:
+    candles = [Candle(mint_name(number), T0_MS) for number in range(SLICE_MINTS)]
+    create_table(engine, table, candles)
+    alerts = [Alert(str(number), candle.mint, T0_MS) for number, candle in enumerate(candles)]
+    _, request = request_for(alerts)
+    source = source_of(table)
+    assert len(slice_query(source.table(), request)[0]) > 262_144  # ClickHouse's own limit
+    assert read(source, alerts) == rows_of_candles(candles)
