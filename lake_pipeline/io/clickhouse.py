@@ -73,7 +73,7 @@ _ADVICE: Final[Mapping[int, str]] = {
     497: "the user may not read this: grant SELECT on the candle table",
     516: "authentication failed: set CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
 }
-# Set once for each client: the driver's settings for a single query cost the embedded engine ten statements more.
+# Set once for each client: the driver's settings for a single query cost the embedded engine nine statements more.
 # Windows are literals, so the text of a query is long. A profile on the server may make its limits, or a shard that is
 # down, cut results short silently: here they raise.
 _CLIENT_SETTINGS: Final[dict[str, Any]] = {
