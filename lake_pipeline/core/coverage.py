@@ -106,13 +106,14 @@ def measure_windows(
         trail = start_slot + spec.window_candles - 1 - slot[hi]
         # The widest gap between two candles of each window, looked for among the gaps alone.
         inside = np.column_stack((np.searchsorted(gaps, lo), np.searchsorted(gaps, hi)))
-        torn = inside[:, 0] < inside[:, 1]
+        torn_by = inside[:, 1] - inside[:, 0]
+        torn = torn_by > 0
         inner = np.zeros(len(lo), dtype=np.int64)
         inner[torn] = np.maximum.reduceat(np.append(step[gaps] - 1, 0), inside[torn].ravel())[::2]
         measures["first_ts_ms"][some] = ts[lo]
         measures["last_ts_ms"][some] = ts[hi]
         measures["missing"][some] = spec.window_candles - (hi - lo + 1 - _count(shared, lo, hi))
-        measures["gap_count"][some] = _count(gaps, lo, hi) + (lead > 0) + (trail > 0)
+        measures["gap_count"][some] = torn_by + (lead > 0) + (trail > 0)
         measures["largest_gap"][some] = np.maximum(np.maximum(lead, trail), inner)
         # The first candle at or after the anchor is in the anchor's slot, if any is.
         at = np.minimum(middle[some], hi)
